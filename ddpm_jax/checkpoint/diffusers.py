@@ -1,0 +1,230 @@
+"""diffusers' folders: finding the files of a UNet2DModel, reading and writing them.
+
+The one place that imports safetensors. Files are chosen from a list of names, so that a repository that is not yet
+downloaded is understood exactly as a folder is.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax.checkpoint.files import read_json, stored, write_json
+from ddpm_jax.checkpoint.state_dict import from_state_dict, to_state_dict
+from ddpm_jax.checkpoint.torch_pickle import read_torch_pickle
+from ddpm_jax.config import (
+    DIFFUSERS_BETA_SCHEDULES,
+    Config,
+    SamplerConfig,
+    ScheduleConfig,
+    UNetConfig,
+    scheduler_from_dict,
+    scheduler_to_dict,
+)
+from ddpm_jax.params import Params
+from ddpm_jax.schedule import betas
+
+WEIGHTS = "diffusion_pytorch_model"
+_LFS_POINTER = b"version https://git-lfs"
+# What diffusers reads; a writer states the version whose format it follows.
+_DIFFUSERS_VERSION = "0.42.1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a checkpoint keeps its files, as paths below its root.
+
+    Attributes:
+        config: the UNet's config.json.
+        scheduler: scheduler_config.json, or None where there is none.
+        weights: the weights' files: one, or all shards.
+        index: the index of the shards, or None.
+    """
+
+    config: str
+    scheduler: str | None
+    weights: tuple[str, ...]
+    index: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that must be there."""
+        optional = [name for name in (self.scheduler, self.index) if name]
+        return (self.config, *optional, *self.weights)
+
+
+def find_layout(names: Collection[str], *, variant: str | None = None, ema: bool | None = None) -> Layout:
+    """Find a checkpoint's files among the names below its root.
+
+    Layouts: config and weights at the root (google/ddpm-*); a pipeline's `unet/` and `scheduler/`; a bare
+    `unet/` folder given as the root; training output with `unet_ema/`.
+
+    Args:
+        names: relative paths with forward slashes.
+        variant: "fp16" looks for diffusion_pytorch_model.fp16.safetensors, and so on.
+        ema: True takes `unet_ema/`, False `unet/`, None `unet/` and else `unet_ema/`.
+
+    Raises:
+        FileNotFoundError: no config, no weights, no such variant, no EMA; says where it looked.
+
+    Example:
+        >>> find_layout(["config.json", "scheduler_config.json", "diffusion_pytorch_model.bin"]).weights
+        ('diffusion_pytorch_model.bin',)
+    """
+    names = set(names)
+    roots = {True: ["unet_ema/"], False: ["unet/", ""], None: ["unet/", "", "unet_ema/"]}[ema]
+    with_config = [root for root in roots if f"{root}config.json" in names]
+    if not with_config:
+        where = " or ".join(f"{root}config.json" for root in roots)
+        raise FileNotFoundError(
+            f"There is no {where} among {_some(names)}: this is no UNet2DModel checkpoint"
+            f"{' with EMA weights' if ema else ''}."
+        )
+    root = with_config[0]
+    schedulers = ("scheduler/scheduler_config.json", "scheduler_config.json")
+    scheduler = next((name for name in schedulers if name in names), None)
+    stem = f"{root}{WEIGHTS}"
+    for extension in ("safetensors", "bin"):
+        index = _index_name(names, stem, extension, variant)
+        if index is not None:
+            # the shards' names stand in the index; for the list of files, all that look like them
+            prefix = f"{stem}.{variant}-" if variant else f"{stem}-"
+            legacy = f".{variant}.{extension}" if variant else f".{extension}"
+            shards = sorted(
+                name
+                for name in names
+                if (name.startswith(prefix) or name.startswith(f"{stem}-"))
+                and (name.endswith(legacy) or name.endswith(f".{extension}"))
+                and "-of-" in name
+            )
+            return Layout(f"{root}config.json", scheduler, tuple(shards), index)
+        single = f"{stem}.{variant}.{extension}" if variant else f"{stem}.{extension}"
+        if single in names:
+            return Layout(f"{root}config.json", scheduler, (single,))
+    wanted = f"{WEIGHTS}.{variant}" if variant else WEIGHTS
+    raise FileNotFoundError(
+        f"There is no {root}{wanted}.safetensors or .bin among {_some(names)}.{_variants(names, stem)}"
+    )
+
+
+def _index_name(names: set[str], stem: str, extension: str, variant: str | None) -> str | None:
+    if variant is None:
+        candidates = [f"{stem}.{extension}.index.json"]
+    else:  # the second is how older diffusers spelt it
+        candidates = [
+            f"{stem}.{extension}.index.{variant}.json",
+            f"{stem}.{extension}.{variant}.index.json",
+        ]
+    return next((name for name in candidates if name in names), None)
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:12]
+    return f"{', '.join(shown) or 'no files'}{', ...' if len(names) > 12 else ''}"
+
+
+def _variants(names: set[str], stem: str) -> str:
+    """Say which variants there are, for a message."""
+    found = {
+        name.removeprefix(f"{stem}.").split(".")[0]
+        for name in names
+        if name.startswith(f"{stem}.") and name.endswith((".safetensors", ".bin"))
+    } - {"safetensors", "bin"}
+    return f" There is variant={' and '.join(map(repr, sorted(found)))}." if found else ""
+
+
+def read_folder(folder: Path, layout: Layout, *, dtype: str = "float32", scheduler: Path | None = None) -> Params:
+    """Read a checkpoint of diffusers from its folder; `scheduler` names a scheduler config outside it.
+
+    Raises:
+        ValueError: a file that is no JSON, truncated or corrupt weights, a config of another family, tensors that do
+            not fit it.
+    """
+    items = read_json(folder / layout.config)
+    family = items.get("_class_name", "UNet2DModel")
+    if family not in ("UNet2DModel", "UNetModel", "UNetUnconditionalModel"):
+        raise ValueError(
+            f"{folder / layout.config} describes a {family}; ddpm_jax opens pixel-space UNet2DModel checkpoints, "
+            "unconditional or class-conditional."
+        )
+    unet = dataclasses.replace(UNetConfig.from_dict(items), dtype=dtype)
+    schedule, sampler = ScheduleConfig(), SamplerConfig()
+    if layout.scheduler:
+        scheduler = folder / layout.scheduler
+    if scheduler:
+        schedule, sampler = scheduler_from_dict(read_json(scheduler))
+    elif unet.time_embedding_type == "fourier":
+        raise FileNotFoundError(
+            f"{folder} has no scheduler_config.json, which a variance-exploding network needs for its noise levels."
+        )
+    state_dict = read_weights(folder, layout)
+    return from_state_dict(state_dict, Config(unet, schedule, sampler))
+
+
+def read_weights(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
+    """Read the tensors of all weights files of a layout.
+
+    Raises:
+        ValueError: a truncated or corrupt file, a Git-LFS pointer, an index that names what is not there.
+    """
+    if layout.index is None:
+        return _read_tensors(folder / layout.weights[0])
+    index = read_json(folder / layout.index)
+    places = index.get("weight_map")
+    if not isinstance(places, dict):
+        raise ValueError(f"{folder / layout.index} has no `weight_map`: it is no index of shards.")
+    parent = (folder / layout.index).parent
+    state_dict: dict[str, np.ndarray] = {}
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard or not (parent / shard).is_file():
+            raise FileNotFoundError(f"{layout.index} names the shard {shard}, which is not in {parent}.")
+        tensors = _read_tensors(parent / shard)
+        absent = [n for n, place in places.items() if place == shard and n not in tensors]
+        if absent:
+            raise ValueError(f"{shard} lacks {absent}, which {layout.index} places there.")
+        state_dict |= tensors
+    return state_dict
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ValueError(
+                f"{path} is a Git-LFS pointer, not the weights: run `git lfs pull` in that folder, or "
+                "download the file."
+            )
+    if path.suffix != ".safetensors":
+        return read_torch_pickle(path)
+    import safetensors
+    import safetensors.numpy
+
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is truncated or no safetensors file ({error}). Download it again.") from error
+
+
+def write_folder(params: Params, folder: Path, storage_dtype: str) -> None:
+    """Write a pipeline folder that `DDPMPipeline.from_pretrained` of diffusers opens, into an empty folder."""
+    import safetensors.numpy
+
+    config = params.config
+    schedule = config.schedule
+    own_rule = schedule.kind == "vp" and schedule.beta_schedule not in DIFFUSERS_BETA_SCHEDULES
+    if own_rule and schedule.trained_betas is None:  # the original code's rules: diffusers only knows their betas
+        table = tuple(float(beta) for beta in betas(schedule))
+        schedule = dataclasses.replace(schedule, beta_schedule="linear", trained_betas=table)
+    version = {"_diffusers_version": _DIFFUSERS_VERSION}
+    scheduler = scheduler_to_dict(schedule, config.sampler)
+    pipeline = "ScoreSdeVePipeline" if schedule.kind == "ve" else "DDPMPipeline"
+    index = {
+        "scheduler": ["diffusers", config.sampler.class_name],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    unet = {"_class_name": "UNet2DModel"} | version | config.unet.to_dict()
+    write_json(folder / "model_index.json", {"_class_name": pipeline} | version | index)
+    write_json(folder / "unet/config.json", unet)
+    write_json(folder / "scheduler/scheduler_config.json", scheduler | version)
+    tensors = stored(to_state_dict(params), storage_dtype)
+    safetensors.numpy.save_file(tensors, folder / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})

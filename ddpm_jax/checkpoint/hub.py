@@ -1,0 +1,103 @@
+"""Checkpoints of the Hugging Face hub, through `huggingface_hub` and its cache."""
+
+import re
+from pathlib import Path
+
+from ddpm_jax.checkpoint.diffusers import Layout, find_layout
+from ddpm_jax.checkpoint.folder import MARKER, is_ours
+
+_REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+def looks_like_repo_id(source: str) -> bool:
+    """Tell whether a string could name a repository: `owner/name`.
+
+    Example:
+        >>> looks_like_repo_id("google/ddpm-cat-256"), looks_like_repo_id("./checkpoints/cat")
+        (True, False)
+    """
+    return bool(_REPO_ID.match(source)) and ".." not in source
+
+
+def download(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    ema: bool | None = None,
+) -> tuple[Path, str | None]:
+    """Bring what `load` needs of a repository into the cache: the configs and one set of weights.
+
+    Without a connection, with `local_files_only` or HF_HUB_OFFLINE=1 what is in the cache is taken.
+
+    Returns:
+        The folder in the cache, and the commit it holds.
+
+    Raises:
+        FileNotFoundError: no such repository, revision or file, or nothing in the cache to fall back on.
+        PermissionError: the hub wants a token, or another one.
+        ConnectionError: the hub answers with an error.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    names = None
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    failure: Exception | None = None
+    if not (local_files_only or constants.is_offline_mode()):
+        try:
+            api = huggingface_hub.HfApi(token=token)
+            names = api.list_repo_files(repo_id, revision=revision)
+        except errors.RevisionNotFoundError as error:
+            raise FileNotFoundError(f"{repo_id} has no revision {revision!r} on the hub.") from error
+        except errors.GatedRepoError as error:
+            raise PermissionError(
+                f"{repo_id} is gated: ask for access on its page, then log in with `hf auth login` or pass `token`."
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            if error.response is not None and error.response.status_code == 401 and token:
+                raise PermissionError(f"The hub refuses this token for {repo_id} (401).") from error
+            raise FileNotFoundError(
+                f"There is no model {repo_id} on the hub, and no folder of that name here. If it is private, log in "
+                "with `hf auth login` or pass `token`."
+            ) from error
+        except errors.HfHubHTTPError as error:
+            status = error.response.status_code if error.response is not None else None
+            if status in (401, 403):
+                raise PermissionError(f"The hub refuses access to {repo_id} ({status}): {error}") from error
+            failure = error
+        except Exception as error:  # whatever the HTTP library of the day raises without a connection
+            failure = error
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    if names is None:
+        try:
+            root = huggingface_hub.snapshot_download(repo_id, local_files_only=True, **options)
+        except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+            reason = f"The hub cannot be reached ({failure})" if failure else "Offline"
+            raise FileNotFoundError(
+                f"{reason}, and {repo_id} is not in the cache{f' at {cache_dir}' if cache_dir else ''}."
+            ) from error
+        return Path(root, prefix), Path(root).name
+    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    wanted = [f"{prefix}{name}" for name in _wanted(repo_id, below, variant, ema)]
+    try:
+        root = huggingface_hub.snapshot_download(repo_id, allow_patterns=wanted, **options)
+    except Exception as error:
+        raise ConnectionError(
+            f"The download of {repo_id} broke off: {error} Call again: what is complete stays in the cache."
+        ) from error
+    return Path(root, prefix), Path(root).name
+
+
+def _wanted(repo_id: str, names: list[str], variant: str | None, ema: bool | None) -> list[str]:
+    if is_ours(names):
+        return [name for name in names if name == MARKER or name.startswith("weights/")]
+    try:
+        layout: Layout = find_layout(names, variant=variant, ema=ema)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{repo_id} on the hub: {error}") from error
+    return list(layout.files)

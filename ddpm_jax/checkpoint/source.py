@@ -1,0 +1,182 @@
+"""`load` and `save`: what a user names (a hub id, a folder, nothing) to Params, and Params to a folder."""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ddpm_jax.checkpoint import hub
+from ddpm_jax.checkpoint.diffusers import find_layout, read_folder, write_folder
+from ddpm_jax.checkpoint.files import check_new_folder, check_storage_dtype, new_folder, read_json
+from ddpm_jax.checkpoint.folder import MARKER, is_ours, read_ours, write_ours
+from ddpm_jax.params import Params, check_params
+from ddpm_jax.validation import check
+
+DEMO = Path(__file__).parent.parent / "demo" / "digits-16"
+_FORMATS = ("ddpm_jax", "diffusers")
+# An existing folder is only ever overwritten if it holds one of these.
+_MARKS = (MARKER, "model_index.json")
+
+
+class Located(NamedTuple):
+    """Where a checkpoint was found.
+
+    Attributes:
+        folder: on this machine, perhaps in the hub's cache.
+        source: what is known of where it came from; a folder of ours remembers.
+    """
+
+    folder: Path
+    source: dict[str, Any]
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    ema: bool | None = None,
+    dtype: str = "float32",
+) -> Params:
+    """Open a checkpoint: weights and all that they are, as one pytree.
+
+    Args:
+        source: a folder (of diffusers in any layout, or ours), which wins over a hub id of the same name; an id of the
+            Hugging Face hub, "google/ddpm-cat-256"; None for the demo that comes with the package.
+        revision: branch, tag or commit on the hub.
+        variant: "fp16" opens diffusion_pytorch_model.fp16.safetensors.
+        subfolder: of the folder or repository.
+        token: for private repositories; True for the one you are logged in with.
+        cache_dir: of the hub; by default that of huggingface_hub.
+        local_files_only: do not ask the hub.
+        ema: True opens `unet_ema/`, False `unet/`, None `unet/` where it exists.
+        dtype: what convolutions and dense layers compute in, "float32" or "bfloat16"; weights are float32 in memory.
+
+    Returns:
+        Params, on no device in particular.
+
+    Raises:
+        FileNotFoundError: nothing of that name, or no checkpoint in it; says where it looked.
+        PermissionError, ConnectionError: the hub wants a token, or cannot be reached.
+        ValueError: a config or weights that are broken, not UNet2DModel's, or do not fit each other.
+
+    Example:
+        >>> params = load()
+        >>> params.config.sampler.class_name, params.config.schedule.beta_schedule
+        ('DDPMScheduler', 'linear')
+    """
+    folder = locate(
+        source,
+        revision=revision,
+        variant=variant,
+        subfolder=subfolder,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        ema=ema,
+    ).folder
+    return read(folder, variant=variant, ema=ema, dtype=dtype)
+
+
+def locate(source: str | Path | None = None, *, subfolder: str | None = None, **options: Any) -> Located:
+    """Find a checkpoint, downloading it where it is the hub's; arguments and errors as `load`."""
+    if source is None:
+        return Located(DEMO, {"model": "digits-16 (the package's demo)"})
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if options.get("revision") is not None:
+            raise ValueError(f"`revision` is for the hub, but {path} is a folder on this machine.")
+        folder = path / subfolder if subfolder else path
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{path} has no folder {subfolder}.")
+        known = read_json(folder / MARKER).get("source") if (folder / MARKER).is_file() else None
+        return Located(folder, known or {"model": str(path)})
+    if path.exists():
+        raise FileNotFoundError(f"{path} is a file; name the folder that holds config.json and the weights.")
+    if not hub.looks_like_repo_id(str(source)):
+        raise FileNotFoundError(f"There is no folder {path}, and {str(source)!r} is no id of the hub (owner/name).")
+    folder, commit = hub.download(str(source), subfolder=subfolder, **options)
+    return Located(folder, {"model": str(source), "revision": commit})
+
+
+def read(folder: Path, *, variant: str | None = None, ema: bool | None = None, dtype: str = "float32") -> Params:
+    """Read the checkpoint in a folder, whichever format it has."""
+    names = [path.relative_to(folder).as_posix() for path in _files(folder)]
+    if is_ours(names):
+        for name, value in (("variant", variant), ("ema", ema)):
+            check(
+                value is None,
+                f"`{name}` is for diffusers folders; {folder} is in ddpm_jax's own format.",
+            )
+        return read_ours(folder, dtype=dtype)
+    try:
+        layout = find_layout(names, variant=variant, ema=ema)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{folder}: {error}") from error
+    if layout.scheduler is None and folder.name in ("unet", "unet_ema"):
+        beside = folder.parent / "scheduler" / "scheduler_config.json"
+        if beside.is_file():
+            return read_folder(folder, layout, dtype=dtype, scheduler=beside)
+    return read_folder(folder, layout, dtype=dtype)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files at a folder's root and one level below; training output holds thousands deeper down."""
+    below = [path for path in folder.iterdir() if path.is_dir()]
+    everything = [*folder.iterdir(), *(path for part in below for path in part.iterdir())]
+    return [path for path in everything if path.is_file()]
+
+
+def save(
+    params: Params,
+    folder: str | Path,
+    *,
+    format: Literal["ddpm_jax", "diffusers"] = "ddpm_jax",
+    storage_dtype: str = "float32",
+    overwrite: bool = False,
+    source: dict[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        params: what to write.
+        folder: where to; it must not exist, unless `overwrite`.
+        format: "ddpm_jax", which opens fastest and on any number of devices, or "diffusers": a pipeline folder for
+            `DDPMPipeline.from_pretrained`.
+        storage_dtype: "float32", "float16" or "bfloat16", for half the size.
+        overwrite: replace an existing checkpoint (and nothing that is none).
+        source: where the weights came from, to be remembered in our format.
+
+    Returns:
+        The folder.
+
+    Raises:
+        TypeError: params is no `Params`.
+        ValueError: another format or dtype; values beyond float16's range.
+        FileExistsError, NotADirectoryError, PermissionError: the folder exists or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = save(load(), Path(tempfile.mkdtemp()) / "copy", storage_dtype="float16")
+        >>> load(folder).config == load().config
+        True
+    """
+    check_params(params)
+    check(format in _FORMATS, f"`format` must be one of {list(_FORMATS)}, not {format!r}.")
+    check_storage_dtype(storage_dtype)
+    folder = Path(folder).expanduser()
+    with new_folder(folder, overwrite=overwrite, marks=_MARKS) as partial:
+        if format == "diffusers":
+            write_folder(params, partial, storage_dtype)
+        else:
+            source = {"written_by": f"ddpm-jax {importlib.metadata.version('ddpm-jax')}"} | (source or {})
+            write_ours(params, partial, storage_dtype, source)
+    return folder
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that `save` would refuse, before the work that leads to it."""
+    check_new_folder(folder, overwrite=overwrite, marks=_MARKS)

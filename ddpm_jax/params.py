@@ -1,0 +1,282 @@
+"""`Params`: a network's weights together with what they are, and the functions that only need those."""
+
+import functools
+import math
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import compilation
+from ddpm_jax.config import Config
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.schedule import alphas_cumprod, per_image, prediction_coefficients
+from ddpm_jax.types import Images, Labels, Outputs, PyTree, RandomKey, Timesteps
+from ddpm_jax.unet_config import UNetConfig
+
+
+@flax.struct.dataclass
+class Params:
+    """Hold weights and, statically, what they are: one pytree whose leaves are the network's parameters alone.
+
+    Grad, optax, `jax.tree.map` and sharding see the weights; jit sees the config as part of the type. The exit is
+    `UNet(params.config.unet).apply({"params": params.weights}, x, t)`.
+
+    Attributes:
+        weights: the plain Flax "params" dict, float32.
+        config: the network, the schedule and the sampler.
+
+    Example:
+        >>> params = ddpm_jax.load()
+        >>> params.config.unet.block_out_channels
+        (32, 64, 64)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+        1112801
+    """
+
+    weights: PyTree
+    config: Config = flax.struct.field(pytree_node=False)
+
+
+class Prediction(flax.struct.PyTreeNode):
+    """What the network says about a noisy image: the clean image and the noise, NHWC, never clipped."""
+
+    x_0_hat: jax.Array
+    eps_hat: jax.Array
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_weights(config: UNetConfig) -> PyTree:
+    """Return the shapes and dtypes of a network's parameters, without making any.
+
+    Example:
+        >>> abstract_weights(ddpm_jax.load().config.unet)["conv_in"]["kernel"].shape
+        (3, 3, 1, 32)
+    """
+    size, labels = config.smallest_size, None
+    if config.class_embed_type == "identity":
+        labels = jax.ShapeDtypeStruct((1, config.time_embed_dim), jnp.float32)
+    elif has_classes(config):
+        labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+    x = jax.ShapeDtypeStruct((1, size, size, config.in_channels), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(UNet(config).init, jax.random.key(0), x, t, labels)["params"]
+
+
+def has_classes(config: UNetConfig) -> bool:
+    """Tell whether the network wants class labels."""
+    return config.class_embed_type is not None or config.num_class_embeds is not None
+
+
+def init(key: RandomKey, config: Config, *, scheme: Literal["paper", "torch"] = "paper") -> Params:
+    """Make the weights of an untrained network.
+
+    Args:
+        key: a key of `jax.random`; each parameter draws from it by its name.
+        config: the network, the schedule and the sampler.
+        scheme: "paper" is hojonathanho/diffusion's: uniform with variance 1 / fan_avg, biases 0, and scale 1e-10
+            for what ends a branch (conv2, attention's output, conv_out). "torch" is that of diffusers:
+            U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases alike, nothing near zero.
+            Norms are 1 and 0, tables N(0, 1), Fourier frequencies N(0, 16^2) in both.
+
+    Returns:
+        Params of float32 weights.
+
+    Raises:
+        ValueError: another scheme.
+
+    Example:
+        >>> params = init(jax.random.key(0), ddpm_jax.load().config)
+        >>> float(jnp.abs(params.weights["conv_out"]["kernel"]).max()) < 1e-5
+        True
+    """
+    if scheme not in ("paper", "torch"):
+        raise ValueError(f'`scheme` must be "paper" or "torch", not {scheme!r}.')
+    return Params(weights=_draw_weights((config.unet, scheme), key), config=config)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw_weights(static: tuple[UNetConfig, str], key: jax.Array) -> PyTree:
+    config, scheme = static
+    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_weights(config))
+    names = [tuple(entry.key for entry in path) for path, _ in leaves]
+    shapes = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
+    # one draw for all that is uniform: a draw for each of the 450 tensors of a large network compiles for a minute
+    ends = np.cumsum([math.prod(shapes[name]) for name in names])
+    uniform_key, normal_key = jax.random.split(key)
+    uniform = jax.random.uniform(uniform_key, (int(ends[-1]),), minval=-1.0)
+    values = []
+    for name, part in zip(names, jnp.split(uniform, ends[:-1].tolist()), strict=True):
+        *module, kind = name
+        if kind == "weight":  # a table of embeddings, or Fourier frequencies
+            table_key = jax.random.fold_in(normal_key, len(values))
+            scale = 16.0 if len(shapes[name]) == 1 else 1.0
+            values.append(scale * jax.random.normal(table_key, shapes[name]))
+        elif (*module, "scale") in shapes:  # a norm
+            values.append(jnp.full(shapes[name], 1.0 if kind == "scale" else 0.0))
+        else:
+            bound = _bound(scheme, module[-1], kind, shapes[(*module, "kernel")])
+            values.append(bound * part.reshape(shapes[name]))
+    return jax.tree.unflatten(structure, values)
+
+
+def _bound(scheme: str, layer: str, kind: str, kernel: tuple[int, ...]) -> float:
+    """Half the width of the uniform distribution that a layer's kernel or bias is drawn from."""
+    *receptive, fan_in, fan_out = kernel
+    fan_in, fan_out = fan_in * math.prod(receptive), fan_out * math.prod(receptive)
+    if scheme == "torch":
+        return 1 / math.sqrt(fan_in)
+    scale = 1e-10 if layer in ("conv2", "to_out_0", "conv_out") else 1.0
+    return math.sqrt(3 * scale / ((fan_in + fan_out) / 2)) if kind == "kernel" else 0.0
+
+
+def trainable_mask(params: Params) -> Params:
+    """Return the tree of params with True where a weight is trained and False where it is fixed.
+
+    The Fourier frequencies of google/ncsnpp-* are fixed: an optimiser must leave them out (`optax.masked`, or
+    `optax.multi_transform` with `optax.set_to_zero`), since weight decay would move them even with a zero gradient.
+
+    Example:
+        >>> all(jax.tree.leaves(trainable_mask(ddpm_jax.load())))
+        True
+    """
+    fourier = params.config.unet.time_embedding_type == "fourier"
+
+    def trained(path, _leaf) -> bool:
+        return not (fourier and any(getattr(entry, "key", None) == "time_proj" for entry in path))
+
+    return jax.tree_util.tree_map_with_path(trained, params)
+
+
+def apply(
+    params: Params,
+    x: Images,
+    t: Timesteps,
+    class_labels: Labels = None,
+    *,
+    dropout_key: RandomKey | None = None,
+) -> Outputs:
+    """Run the network once: `UNet2DModel.forward`.
+
+    Args:
+        params: weights and their config.
+        x: noisy images [b, h, w, in_channels]; sides must be multiples of 2^(levels - 1).
+        t: timesteps 0 .. T-1, one for all or one an image; fractions are taken as they are. The noise level sigma for a
+            "fourier" network.
+        class_labels: an integer for all or one an image; embeddings [b, time_embed_dim] for "identity" networks; None
+            exactly where the network has no classes.
+        dropout_key: draws the dropout masks; dropout is on exactly when it is given.
+
+    Returns:
+        The raw output [b, h, w, out_channels], float32: eps, x_0 or v by the schedule's `prediction_type`, with the
+        variance beside it in networks that learn one.
+
+    Raises:
+        TypeError: params is no `Params`.
+        ValueError: a shape that does not fit the network, class labels missing, superfluous or out of range.
+
+    Example:
+        >>> params = ddpm_jax.load()
+        >>> apply(params, jnp.zeros((2, 16, 16, 1)), 999).shape
+        (2, 16, 16, 1)
+    """
+    check_params(params)
+    config = params.config.unet
+    if x.ndim != 4 or x.shape[-1] != config.in_channels:
+        raise ValueError(
+            f"`x` has shape {tuple(x.shape)}; this network takes [batch, height, width, {config.in_channels}]."
+        )
+    if any(side % config.smallest_size for side in x.shape[1:3]):
+        raise ValueError(
+            f"`x` is {x.shape[1]} x {x.shape[2]} pixels; the {len(config.block_out_channels)} levels of this "
+            f"network need multiples of {config.smallest_size}."
+        )
+    if jnp.ndim(t) > 0 and jnp.shape(t) != (x.shape[0],):
+        raise ValueError(f"`t` has shape {jnp.shape(t)}; it must be one number, or one an image: ({x.shape[0]},).")
+    labels = check_labels(config, class_labels, x.shape[0])
+    return compilation.call(run_network, config, params.weights, x, t, labels, dropout_key)
+
+
+def run_network(config: UNetConfig, weights: PyTree, x, t, labels=None, dropout_key=None) -> jax.Array:
+    """Do what `apply` does, unchecked and uncompiled: what programs that contain the network call."""
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    deterministic = dropout_key is None
+    return UNet(config).apply({"params": weights}, x, t, labels, deterministic, rngs=rngs)
+
+
+def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = None) -> Prediction:
+    """Return what the network says about x_t: the clean image and the noise, whatever it was trained to predict.
+
+    x_0_hat = (x_t - sigma_t eps_hat) / sqrt(alpha_bar_t)  for "epsilon" (Ho et al. 2020, eq. 15),
+    x_0_hat = sqrt(alpha_bar_t) x_t - sigma_t v_hat  for "v_prediction" (Salimans & Ho 2022).
+
+    Args:
+        params, class_labels: as in `apply`.
+        x_t: noisy images, NHWC.
+        t: integer timesteps 0 .. T-1, one for all or one an image; the noise level sigma for a variance-exploding one.
+
+    Returns:
+        Prediction(x_0_hat, eps_hat), never clipped. A learned variance is left out.
+
+    Raises:
+        TypeError, ValueError: as in `apply`; a timestep outside the schedule or not an integer.
+
+    Example:
+        >>> predict(ddpm_jax.load(), jnp.zeros((2, 16, 16, 1)), 500).x_0_hat.shape
+        (2, 16, 16, 1)
+    """
+    check_params(params)
+    schedule = params.config.schedule
+    out = apply(params, x_t, t, class_labels)[..., : x_t.shape[-1]]
+    if schedule.kind == "ve":  # the output is the score, -eps / sigma   (Song et al. 2021)
+        sigma = per_image(jnp.asarray(t, jnp.float32))
+        return Prediction(x_0_hat=x_t + sigma**2 * out, eps_hat=-sigma * out)
+    if not isinstance(t, jax.core.Tracer):
+        steps = schedule.num_train_timesteps
+        good = np.issubdtype(np.asarray(t).dtype, np.integer)
+        if not good or np.any(np.asarray(t) < 0) or np.any(np.asarray(t) >= steps):
+            raise ValueError(f"`t` must be integers in 0 .. {steps - 1}, not {t!r}.")
+    alpha_bar_t = jnp.asarray(alphas_cumprod(schedule))[jnp.asarray(t)]
+    coefficients = prediction_coefficients(schedule.prediction_type, alpha_bar_t)
+    a, b, c, d = (per_image(coefficient) for coefficient in coefficients)
+    return Prediction(x_0_hat=a * x_t + b * out, eps_hat=c * x_t + d * out)
+
+
+def check_params(params: Any) -> None:
+    """Refuse anything but Params, with a way out for those who pass a plain dict."""
+    if not isinstance(params, Params):
+        raise TypeError(
+            f"`params` must be ddpm_jax.Params, not {type(params).__name__}. A plain dict of weights becomes one by "
+            "Params(weights=weights, config=config); `load` and `init` return one."
+        )
+
+
+def check_labels(config: UNetConfig, labels: Labels, batch_size: int) -> jax.Array | None:
+    """Return class labels as an array with one entry an image, or None; refuse those that do not fit the network."""
+    if not has_classes(config):
+        if labels is not None:
+            raise ValueError("`class_labels` were given, but this network has no classes.")
+        return None
+    if labels is None:
+        kind = config.class_embed_type or f"{config.num_class_embeds} classes"
+        raise ValueError(f"This network is class-conditional ({kind}): it needs `class_labels`.")
+    if config.class_embed_type == "identity":
+        width = config.time_embed_dim
+        if jnp.shape(labels) != (batch_size, width):
+            raise ValueError(
+                f"`class_labels` has shape {jnp.shape(labels)}; this network takes embeddings [{batch_size}, {width}]."
+            )
+        return jnp.asarray(labels, jnp.float32)
+    if jnp.shape(labels) not in ((), (batch_size,)):
+        raise ValueError(
+            f"`class_labels` has shape {jnp.shape(labels)}; it must be one label, or one an image: ({batch_size},)."
+        )
+    tables = config.class_embed_type is None
+    if tables and not isinstance(labels, jax.core.Tracer):
+        values, count = np.asarray(labels), config.num_class_embeds
+        integers = np.issubdtype(values.dtype, np.integer)
+        if not integers or np.any(values < 0) or np.any(values >= count):
+            raise ValueError(f"`class_labels` must be integers in 0 .. {count - 1}, not {values.tolist()}.")
+    return jnp.broadcast_to(jnp.asarray(labels), (batch_size,))

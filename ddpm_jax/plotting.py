@@ -1,0 +1,129 @@
+"""Images for people: rounding to bytes, PIL images, grids and GIFs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.types import Array, Frames, Images
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def to_uint8(images: Images) -> np.ndarray:
+    """Round images from [0, 1] to bytes, halves to even: exactly what diffusers' `DDPMPipeline` writes.
+
+    Args:
+        images: as `sample` returns them; what lies outside [0, 1] is clipped.
+
+    Returns:
+        np.uint8 of the same shape.
+
+    Example:
+        >>> to_uint8(np.array([0.0, 0.5, 1.0], np.float32).reshape(1, 1, 3, 1)).ravel().tolist()
+        [0, 128, 255]
+    """
+    images = np.clip(np.asarray(jax.device_get(images), np.float32), 0, 1)
+    return (images * 255).round().astype(np.uint8)
+
+
+def to_pil(images: Images) -> list[Image.Image]:
+    """Turn images in [0, 1] into PIL images: grey for 1 channel, RGB for 3, RGBA for 4.
+
+    Raises:
+        ValueError: another number of channels.
+
+    Example:
+        >>> to_pil(np.zeros((2, 8, 8, 1), np.float32))[0].mode
+        'L'
+    """
+    return [_pil(image) for image in to_uint8(images)]
+
+
+def _pil(image: np.ndarray) -> Image.Image:
+    channels = image.shape[-1]
+    if channels not in _MODES:
+        raise ValueError(f"An image file holds 1, 3 or 4 channels, not {channels}; take some of them first.")
+    return Image.fromarray(image[..., 0] if channels == 1 else image, _MODES[channels])
+
+
+def grid(images: Images, columns: int | None = None, *, gap: int = 2) -> np.ndarray:
+    """Lay images out in rows, left to right, as one picture.
+
+    Args:
+        images: [b, h, w, c] in [0, 1].
+        columns: images a row; by default about as many as there are rows.
+        gap: black pixels between neighbours.
+
+    Returns:
+        np.uint8 [height, width, c]; places left over are black.
+
+    Raises:
+        ValueError: columns below 1, a negative gap.
+
+    Example:
+        >>> grid(np.ones((5, 8, 8, 3), np.float32)).shape
+        (18, 28, 3)
+    """
+    count, height, width, channels = images.shape
+    columns = int(np.ceil(np.sqrt(count))) if columns is None else columns
+    if columns < 1 or gap < 0:
+        raise ValueError(f"`columns` must be positive and `gap` not negative: {columns!r}, {gap!r}.")
+    rows = -(-count // columns)
+    canvas = np.zeros((rows * columns, height + gap, width + gap, channels), np.uint8)
+    canvas[:count, :height, :width] = to_uint8(images)
+    canvas = canvas.reshape(rows, columns, *canvas.shape[1:]).swapaxes(1, 2)
+    canvas = canvas.reshape(rows * (height + gap), columns * (width + gap), channels)
+    return canvas[: canvas.shape[0] - gap, : canvas.shape[1] - gap]
+
+
+def gif(frames: Frames | Sequence[Images], path: str | Path, fps: float = 20) -> Path:
+    """Write an animation whose frames are grids; the last one stays for two seconds.
+
+    Args:
+        frames: [frames, b, h, w, c] in [0, 1], as `sample_path(...).x_0_hat`, or a list of batches.
+        path: the file to write.
+        fps: frames a second.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no frames, or fps not above 0.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> gif(np.zeros((3, 4, 8, 8, 1), np.float32), folder / "x.gif").name
+        'x.gif'
+    """
+    if len(frames) == 0 or not fps > 0:
+        raise ValueError(f"A GIF needs frames and a positive fps, not {len(frames)} frames at {fps!r}.")
+    pictures = [_pil(grid(np.asarray(frame))) for frame in frames]
+    durations = [1000 / fps] * (len(pictures) - 1) + [2000]
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    pictures[0].save(partial, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    partial.replace(path)
+    return path
+
+
+def strip(frames: Array) -> np.ndarray:
+    """Lay the frames of a path out as columns, each image a row: denoising at a glance.
+
+    Args:
+        frames: [frames, b, h, w, c] in [0, 1].
+
+    Returns:
+        np.uint8 picture, one row an image.
+
+    Example:
+        >>> strip(np.ones((10, 2, 8, 8, 1), np.float32)).shape
+        (18, 98, 1)
+    """
+    frames = np.asarray(jax.device_get(frames))
+    count, batch = frames.shape[:2]
+    rows = frames.swapaxes(0, 1).reshape(batch * count, *frames.shape[2:])
+    return grid(rows, columns=count)

@@ -1,0 +1,272 @@
+"""A sampler is a table, and one `lax.scan` runs any table.
+
+The state S of a run is a stack of k images. A row evaluates the network once, at x = c_in S[0], and sets
+
+    S'[i] = sum over j of mix[i, j] [S[0], .., S[k-1], x_0_hat, eps_hat, noise][j]
+
+where x_0_hat = a S[0] + b out and eps_hat = c S[0] + d out, so that networks of any prediction type enter alike. All
+numbers are data: another eta, grid or clip range runs the same compiled program. What is not linear is a `Switches`:
+the transform of x_0_hat, and noise scaled by the network's output.
+
+A sampler sees `net_fn(x, t) -> raw output` and never `Params`.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.config import ScheduleConfig
+from ddpm_jax.types import Array, ImageKeys, Images, NetFn, RandomKey
+
+
+class Switches(NamedTuple):
+    """What is static about a run: each combination is a program of its own.
+
+    Attributes:
+        num_images: k, the images in the state.
+        transform: what x_0_hat goes through: "none", "clip" or "threshold".
+        variance: the noise's scale: "fixed" by the table; "learned" (the second half of the output's channels is the
+            variance) or "learned_range" (it interpolates the row's two log-variances).
+    """
+
+    num_images: int = 1
+    transform: str = "none"
+    variance: str = "fixed"
+
+
+class Rows(NamedTuple):
+    """The numbers of a run, one row an evaluation of the network."""
+
+    index: Array  # [n], numbers the noise draws
+    t: Array  # [n], what the network is told: a timestep, or a noise level
+    c_in: Array  # [n]
+    x_0_coefs: Array  # [n, 2], a and b
+    eps_coefs: Array  # [n, 2], c and d
+    mix: Array  # [n, k, k + 3]
+    log_variance: Array  # [n, 2], the least and the greatest, for learned variances
+    limits: Array  # [n, 2], (clip range, -) or (quantile, greatest limit)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Table:
+    """The float64 numbers of a sampler on a grid; see this module's head for what a row does.
+
+    Attributes:
+        t: [n] what the network is told in each row.
+        x_0_coefs, eps_coefs: [n, 2] coefficients of the state and of the network's output.
+        mix: [n, k, k + 3] what the next state is made of.
+        ends_step: [n] whether a row ends a step of the grid; samplers may evaluate several times a step.
+        init_scale: what unit noise x_T is multiplied with to begin.
+        c_in: [n] scale of the network's input.
+        clip: x_0_hat is clipped to [-clip, clip]; None leaves it alone.
+        threshold: (quantile, greatest limit) of dynamic thresholding, per image; or None.
+        variance: see `Switches`.
+        log_variance: [n, 2] bounds for `variance="learned_range"`.
+
+    Example:
+        >>> table = ddpm_jax.samplers.DDIM(num_steps=50).table(ScheduleConfig())
+        >>> table.num_evals, table.mix.shape
+        (50, (50, 1, 4))
+    """
+
+    t: np.ndarray
+    x_0_coefs: np.ndarray
+    eps_coefs: np.ndarray
+    mix: np.ndarray
+    ends_step: np.ndarray
+    init_scale: float = 1.0
+    c_in: np.ndarray | None = None
+    clip: float | None = None
+    threshold: tuple[float, float] | None = None
+    variance: str = "fixed"
+    log_variance: np.ndarray | None = None
+
+    def __post_init__(self):
+        numbers = (self.x_0_coefs, self.eps_coefs, self.mix)
+        if not all(np.all(np.isfinite(array)) for array in numbers):
+            raise ValueError(
+                "This grid visits a timestep at which the network's prediction says nothing about x_0 or eps: an "
+                "epsilon network at zero terminal SNR, for one. Leave that timestep out (another `timestep_spacing` or "
+                "`timesteps`), or use a v_prediction network."
+            )
+
+    @property
+    def num_evals(self) -> int:
+        """Evaluations of the network."""
+        return len(self.t)
+
+    @property
+    def switches(self) -> Switches:
+        """What is static about a run of this table."""
+        transform = "none" if self.clip is None else "clip"
+        transform = "threshold" if self.threshold is not None else transform
+        return Switches(self.mix.shape[1], transform, self.variance)
+
+    def rows(self, dtype: Any = np.float32) -> Rows:
+        """Return the numbers in the dtype of the state."""
+        count = self.num_evals
+        limits = self.threshold if self.threshold is not None else (self.clip or 0.0, 0.0)
+        log_variance = self.log_variance if self.log_variance is not None else np.zeros((count, 2))
+        c_in = self.c_in if self.c_in is not None else np.ones(count)
+        numbers = (
+            *(self.t, c_in, self.x_0_coefs, self.eps_coefs, self.mix, log_variance),
+            np.tile(np.asarray(limits), (count, 1)),
+        )
+        index = np.arange(count, dtype=np.int32)
+        return Rows(index, *(np.asarray(array, dtype) for array in numbers))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A sampler: a frozen dataclass of its knobs with one method, `table`.
+
+    Attributes:
+        order: order of convergence of the method as num_steps grows (1 for stochastic ones, in distribution).
+    """
+
+    order: ClassVar[int] = 1
+
+    def table(self, schedule: ScheduleConfig) -> Table:
+        """Return the rows that `run` executes."""
+        raise TypeError(f"{type(self).__name__} defines no table.")
+
+
+def draw_noise(image_keys: ImageKeys, index: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Draw the `index`-th noise of each image: 0 is x_T, r + 1 belongs to row r."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(image_keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+
+
+def image_keys(key: RandomKey, indices: Any) -> ImageKeys:
+    """Return the key of each image of a set: it depends on (key, index) alone."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+def run(
+    net_fn: NetFn,
+    table: Table,
+    x_T: Images,
+    key: RandomKey,
+    *,
+    noise: Any = None,
+    indices: Any = None,
+) -> Images:
+    """Run a sampler's table on any network: x_T to x_0.
+
+    A plain traceable function: jit, vmap and differentiate it as you like. Weights belong into the closure `net_fn`
+    only inside a trace.
+
+    Args:
+        net_fn: net_fn(x, t) -> raw output; x is [b, h, w, c], t a scalar. For variances that are learned
+            the output has twice the channels.
+        table: from `Sampler.table`, or made by hand.
+        x_T: unit-variance noise [b, h, w, c]; the table scales it. Its dtype is the state's.
+        key: a key; image i draws from fold_in(key, indices[i]) alone.
+        noise: [num_evals, b, h, w, c] to be used instead of drawing.
+        indices: [b] the images' numbers in their set; 0 .. b-1 if None.
+
+    Returns:
+        The last state, [b, h, w, c], on the scale of the data. Not clipped.
+
+    Raises:
+        ValueError: noise of another shape.
+
+    Example:
+        >>> table = ddpm_jax.samplers.DDIM(num_steps=10).table(ScheduleConfig())
+        >>> x_T = jnp.ones((1, 2, 2, 1))
+        >>> run(lambda x, t: x, table, x_T, jax.random.key(0)).shape
+        (1, 2, 2, 1)
+    """
+    x_T = jnp.asarray(x_T)
+    if noise is not None and jnp.shape(noise) != (table.num_evals, *x_T.shape):
+        raise ValueError(f"`noise` has shape {jnp.shape(noise)}; the table wants {(table.num_evals, *x_T.shape)}.")
+    indices = jnp.arange(x_T.shape[0]) if indices is None else indices
+    rows = table.rows(x_T.dtype)
+    state = initial_state(table.switches, jnp.asarray(table.init_scale, x_T.dtype), x_T)
+    keys = image_keys(key, indices)
+    state, _ = scan_rows(net_fn, table.switches, rows, state, keys, noise=noise)
+    return state[0]
+
+
+def initial_state(switches: Switches, init_scale: Any, x_T: jax.Array) -> jax.Array:
+    """Return the stack of images a run begins with: the scaled noise, then zeros."""
+    rest = jnp.zeros((switches.num_images - 1, *x_T.shape), x_T.dtype)
+    return jnp.concatenate([(init_scale * x_T)[None], rest])
+
+
+class Frame(NamedTuple):
+    """What is seen of a run in between: the network's input, and the clean image it led to."""
+
+    x_t: jax.Array
+    x_0_hat: jax.Array
+
+
+def scan_rows(
+    net_fn: NetFn,
+    switches: Switches,
+    rows: Rows,
+    state: jax.Array,
+    keys: ImageKeys,
+    *,
+    noise: Any = None,
+    slots: Any = None,
+    num_frames: int = 0,
+) -> tuple[jax.Array, Frame]:
+    """Run some rows of a table; the loop behind `run` and behind everything in `sampling`.
+
+    `slots` [n] says in which of `num_frames` frames a row is kept; num_frames stands for none. Frames that no row
+    names are zero.
+    """
+    blank = jnp.zeros((num_frames, *state.shape[1:]), state.dtype)
+
+    def body(carry, inputs):
+        state, frames = carry
+        row, given_noise, slot = inputs
+        x_t = row.c_in * state[0]
+        out = net_fn(x_t, row.t).astype(state.dtype)
+        fresh = given_noise
+        if fresh is None:
+            fresh = draw_noise(keys, row.index + 1, state.shape[2:], state.dtype)
+        if switches.variance == "fixed":
+            out = out[..., : state.shape[-1]]  # a network that learnt its variance may do without it
+        else:
+            out, spread = jnp.split(out, 2, axis=-1)
+            fresh = _learned_std(switches.variance, spread, row.log_variance) * fresh
+        x_0_hat = row.x_0_coefs[0] * state[0] + row.x_0_coefs[1] * out
+        x_0_hat = _transformed(switches.transform, x_0_hat, row.limits)
+        eps_hat = row.eps_coefs[0] * state[0] + row.eps_coefs[1] * out
+        images = (*state, x_0_hat, eps_hat, fresh)
+        state = jnp.stack(
+            [sum(row.mix[i, j] * image for j, image in enumerate(images)) for i in range(switches.num_images)]
+        )
+        if num_frames:
+            frames = Frame(
+                frames.x_t.at[slot].set(x_t, mode="drop"),
+                frames.x_0_hat.at[slot].set(x_0_hat, mode="drop"),
+            )
+        return (state, frames), None
+
+    rows = jax.tree.map(jnp.asarray, rows)
+    carry, _ = jax.lax.scan(body, (state, Frame(blank, blank)), (rows, noise, slots))
+    return carry
+
+
+def _learned_std(variance: str, spread: jax.Array, log_bounds: jax.Array) -> jax.Array:
+    if variance == "learned":
+        return jnp.sqrt(spread)
+    fraction = (spread + 1) / 2  # Nichol & Dhariwal 2021, eq. 15
+    return jnp.exp(0.5 * (fraction * log_bounds[1] + (1 - fraction) * log_bounds[0]))
+
+
+def _transformed(transform: str, x_0_hat: jax.Array, limits: jax.Array) -> jax.Array:
+    if transform == "clip":
+        return jnp.clip(x_0_hat, -limits[0], limits[0])
+    if transform == "threshold":  # Saharia et al. 2022, section 2.3; per image
+        magnitudes = jnp.abs(x_0_hat).reshape(x_0_hat.shape[0], -1)
+        limit = jnp.quantile(magnitudes, limits[0], axis=1)
+        limit = jnp.minimum(jnp.maximum(limit, 1.0), limits[1])[:, None, None, None]
+        return jnp.clip(x_0_hat, -limit, limit) / limit
+    return x_0_hat

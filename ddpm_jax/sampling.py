@@ -1,0 +1,326 @@
+"""From `Params` and a key to images: the doors `sample`, `sample_path` and `sample_chunks`.
+
+The doors check and normalise their arguments, build the sampler's table and place weights and key on the devices.
+What runs is compiled once for each batch size, number of rows and `Switches`; everything else is data.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ddpm_jax import compilation, samplers, sharding
+from ddpm_jax.config import Config, ScheduleConfig
+from ddpm_jax.params import Params, check_labels, check_params, run_network
+from ddpm_jax.samplers.base import (
+    Frame,
+    Sampler,
+    Switches,
+    Table,
+    draw_noise,
+    image_keys,
+    initial_state,
+    scan_rows,
+)
+from ddpm_jax.types import Array, Frames, Images, Labels, RandomKey
+
+
+class Path(NamedTuple):
+    """Frames of a sampling run, the earliest first.
+
+    Attributes:
+        x_t: [frames, b, h, w, c] the noisy image the network saw, mapped and clipped to [0, 1] as `sample` does.
+        x_0_hat: [frames, b, h, w, c] the clean image it led to, in [0, 1]; the last one is `sample`'s result.
+        t: [frames] the timestep of each.
+    """
+
+    x_t: Frames
+    x_0_hat: Frames
+    t: Array
+
+
+def sample(
+    params: Params,
+    key: RandomKey,
+    batch_size: int,
+    *,
+    sampler: Sampler | str | None = None,
+    class_labels: Labels = None,
+    x_T: Images | None = None,
+    first_index: int = 0,
+    mesh: Mesh | None = None,
+) -> Images:
+    """Draw images from a diffusion model: one compiled program for the whole loop.
+
+    Image i depends on (key, first_index + i) alone: neither the batch size nor the number of devices changes it, but
+    for float rounding. The first call compiles; other weights of the same config, keys, and numbers of the
+    sampler (eta, clip, grid of the same length) do not. Works inside jit, vmap and scan.
+
+    Args:
+        params: weights and their config, from `load` or `init`.
+        key: a key of `jax.random`, new or old style.
+        batch_size: images to draw.
+        sampler: an instance of `samplers.Sampler`, a name in `samplers.SAMPLERS`, or None for the one that the
+            checkpoint's scheduler config names, with its knobs. An instance takes the schedule and the prediction type
+            from the checkpoint, and nothing else.
+        class_labels: for class-conditional networks: an integer for all, or one an image.
+        x_T: [batch_size, h, w, c] unit-variance noise to start from, instead of drawing it. Never donated.
+        first_index: the number of the first image, which continues a set: sample(params, key, 4, first_index=4) are
+            images 4 to 7 of sample(params, key, 8).
+        mesh: devices to use, along the mesh's first axis. None: under a trace, no placement; else where the weights
+            were committed to by their owner; else all devices.
+
+    Returns:
+        float32 images [batch_size, h, w, c] in [0, 1], clipped but not rounded.
+
+    Raises:
+        TypeError: params is no `Params`, the sampler no sampler, batch_size no integer.
+        ValueError: a batch size below 1, x_T of another shape, labels missing, superfluous or out of range, a
+            sampler that does not go with the schedule, a scheduler that is not built yet.
+
+    Example:
+        >>> images = sample(ddpm_jax.load(), jax.random.key(0), 2, sampler=samplers.DDIM(num_steps=2))
+        >>> images.shape, images.dtype
+        ((2, 16, 16, 1), dtype('float32'))
+    """
+    job = _prepare(params, key, batch_size, sampler, class_labels, x_T, first_index, mesh)
+    images, _ = job.run_whole(num_frames=0, slots=None)
+    return images
+
+
+def sample_path(params: Params, key: RandomKey, batch_size: int, *, num_frames: int = 10, **kwargs: Any) -> Path:
+    """Sample, and keep some moments of it: noise turning into images.
+
+    Args:
+        params, key, batch_size: as in `sample`.
+        num_frames: moments to keep, evenly spread over the steps, the first and the last included.
+        **kwargs: as in `sample`.
+
+    Returns:
+        Path(x_t, x_0_hat, t), frames leading; the last x_0_hat is what `sample` returns.
+
+    Raises:
+        TypeError, ValueError: as `sample`; num_frames below 1 or above the sampler's steps.
+
+    Example:
+        >>> path = sample_path(ddpm_jax.load(), jax.random.key(0), 2, num_frames=4, sampler="ddim")
+        >>> path.x_0_hat.shape, path.t.tolist()
+        ((4, 2, 16, 16, 1), [980.0, 660.0, 320.0, 0.0])
+    """
+    job = _prepare(params, key, batch_size, **_defaults(kwargs))
+    ends = np.flatnonzero(job.table.ends_step)
+    num_frames = _positive("num_frames", num_frames)
+    if num_frames > len(ends):
+        raise ValueError(f"`num_frames` {num_frames} is more than the {len(ends)} steps of the sampler.")
+    kept = ends[np.linspace(0, len(ends) - 1, num_frames).round().astype(int)] if num_frames > 1 else ends[-1:]
+    slots = np.full(job.table.num_evals, num_frames, np.int32)
+    slots[kept] = np.arange(num_frames)
+    images, frames = job.run_whole(num_frames, slots)
+    return Path(frames.x_t, frames.x_0_hat.at[-1].set(images), job.table.t[kept])
+
+
+def sample_chunks(
+    params: Params, key: RandomKey, batch_size: int, *, chunk: int = 50, **kwargs: Any
+) -> Iterator[tuple[int, int, Images]]:
+    """Sample a few steps at a time, to show progress or to stop early.
+
+    Args:
+        params, key, batch_size: as in `sample`.
+        chunk: rows of the sampler's table run at a time. A last chunk of another length is a program of its own.
+        **kwargs: as in `sample`.
+
+    Yields:
+        (steps_done, num_steps, x_0_hat): the clean image [b, h, w, c] in [0, 1] as it looks so far; the last is what
+        `sample` returns.
+
+    Raises:
+        TypeError, ValueError: as `sample`, at the call; chunk below 1.
+
+    Example:
+        >>> chunks = sample_chunks(ddpm_jax.load(), jax.random.key(0), 1, chunk=25, sampler="ddim")
+        >>> [(done, total) for done, total, _ in chunks]
+        [(25, 50), (50, 50)]
+    """
+    chunk = _positive("chunk", chunk)
+    return _chunks(_prepare(params, key, batch_size, **_defaults(kwargs)), chunk)
+
+
+def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
+    rows, ends = job.table.rows(), job.table.ends_step
+    state = compilation.call(_start, job.static, job.key, job.indices, job.x_T, job.init_scale)
+    for start in range(0, job.table.num_evals, chunk):
+        part = jax.tree.map(operator.itemgetter(slice(start, start + chunk)), rows)
+        slots = np.ones(len(part.index), np.int32)
+        slots[-1] = 0
+        state, frames = compilation.call(
+            _advance,
+            (job.static, 1),
+            *(job.weights, state, job.key, job.indices, job.labels, part, slots),
+        )
+        done = int(ends[: start + chunk].sum())
+        last = start + chunk >= job.table.num_evals
+        x_0_hat = state[0] if last else frames.x_0_hat[0]
+        yield done, int(ends.sum()), compilation.call(_to_images, job.static, x_0_hat)
+
+
+class _Static(NamedTuple):
+    """What a program is compiled for, besides the shapes of its arguments."""
+
+    config: Config
+    switches: Switches
+    mesh: Mesh | None
+    batch_size: int  # without the padding that splits it evenly over the mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """Arguments of a run, checked, placed and ready."""
+
+    static: _Static
+    table: Table
+    weights: Any
+    key: jax.Array
+    indices: jax.Array
+    labels: jax.Array | None
+    x_T: jax.Array | None
+    init_scale: np.float32
+
+    def run_whole(self, num_frames: int, slots: np.ndarray | None) -> tuple[jax.Array, Frame]:
+        """Run all rows in one program."""
+        return compilation.call(
+            _whole,
+            (self.static, num_frames),
+            *(self.weights, self.key, self.indices, self.labels),
+            *(self.x_T, self.init_scale, self.table.rows(), slots),
+        )
+
+
+def _whole(static: tuple[_Static, int], weights, key, indices, labels, x_T, init_scale, rows, slots):
+    state = _start(static[0], key, indices, x_T, init_scale)
+    state, frames = _advance(static, weights, state, key, indices, labels, rows, slots)
+    to_images = functools.partial(_to_images, static[0])
+    return to_images(state[0]), jax.tree.map(to_images, frames)
+
+
+def _start(static: _Static, key, indices, x_T, init_scale) -> jax.Array:
+    unet = static.config.unet
+    if x_T is None:
+        shape = (*unet.image_size, unet.in_channels)
+        x_T = draw_noise(image_keys(key, indices), 0, shape, jnp.float32)
+    return initial_state(static.switches, init_scale, sharding.constrain(x_T, static.mesh))
+
+
+def _advance(static: tuple[_Static, int], weights, state, key, indices, labels, rows, slots):
+    (config, switches, _, _), num_frames = static
+    net_fn = lambda x, t: run_network(config.unet, weights, x, t, labels)
+    keys = image_keys(key, indices)
+    return scan_rows(net_fn, switches, rows, state, keys, slots=slots, num_frames=num_frames)
+
+
+def _to_images(static: _Static, x: jax.Array) -> jax.Array:
+    """Map the scale of the data to [0, 1], clip, and cut the batch's padding off."""
+    x = x if static.config.schedule.kind == "ve" else (x + 1) / 2
+    return jnp.clip(x[..., : static.batch_size, :, :, :], 0, 1)
+
+
+def _defaults(kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("sampler", "class_labels", "x_T", "first_index", "mesh")
+    for name in kwargs:
+        if name not in names:
+            raise TypeError(f"There is no argument `{name}`. There is {', '.join(names)}.")
+    return {name: kwargs.get(name, 0 if name == "first_index" else None) for name in names}
+
+
+def _prepare(params, key, batch_size, sampler, class_labels, x_T, first_index, mesh) -> _Job:
+    check_params(params)
+    unet = params.config.unet
+    batch_size = _positive("batch_size", batch_size)
+    if unet.image_size is None:
+        raise ValueError("The config has no `sample_size`: give it one to say which images to sample.")
+    first_index = _integer("first_index", first_index)
+    if first_index < 0:
+        raise ValueError(f"`first_index` must not be negative: {first_index}.")
+    table = _table(_resolve(sampler, params.config), params.config.schedule)
+    allowed = tuple(unet.in_channels * factor for factor in ((1, 2) if table.variance == "fixed" else (2,)))
+    if unet.out_channels not in allowed:
+        raise ValueError(
+            f"The network puts out {unet.out_channels} channels for {unet.in_channels} of the image; variance "
+            f"{table.variance!r} needs {' or '.join(map(str, allowed))} (twice as many with a learned variance)."
+        )
+    labels = check_labels(unet, class_labels, batch_size)
+    shape = (batch_size, *unet.image_size, unet.in_channels)
+    if x_T is not None and jnp.shape(x_T) != shape:
+        raise ValueError(f"`x_T` has shape {jnp.shape(x_T)}; it must be {shape}.")
+    key = _typed_key(key)
+    x_T = None if x_T is None else jnp.asarray(x_T, jnp.float32)
+    indices = first_index + np.arange(batch_size, dtype=np.int32)
+
+    weights = params.weights
+    arguments = (weights, key, x_T, labels)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
+    if mesh is None and not traced:
+        mesh = sharding.mesh_of(weights)
+    if mesh is not None:
+        padding = -batch_size % mesh.shape[mesh.axis_names[0]]
+        indices, x_T, labels = (None if array is None else _padded(array, padding) for array in (indices, x_T, labels))
+        weights, key = sharding.place((weights, key), mesh, split=False)
+        indices, x_T, labels = sharding.place((indices, x_T, labels), mesh, split=True)
+    static = _Static(params.config, table.switches, mesh, batch_size)
+    init_scale = np.float32(table.init_scale)
+    return _Job(static, table, weights, key, indices, labels, x_T, init_scale)
+
+
+def _typed_key(key: RandomKey) -> jax.Array:
+    """Return a key of either style as a new-style one."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
+        return key
+    if dtype == np.uint32 and key.shape == (2,):
+        return jax.random.wrap_key_data(key)
+    raise TypeError(f"`key` must be one key of jax.random, as jax.random.key(0), not {key!r}.")
+
+
+def _padded(array: Array, padding: int) -> Array:
+    if padding == 0:
+        return array
+    return jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1)), mode="edge")
+
+
+@functools.lru_cache(maxsize=128)
+def _table(sampler: Sampler, schedule: ScheduleConfig) -> Table:
+    return sampler.table(schedule)
+
+
+def _resolve(sampler: Sampler | str | None, config: Config) -> Sampler:
+    if sampler is None:
+        return samplers.from_config(config.sampler)
+    if isinstance(sampler, str):
+        return samplers.by_name(sampler)
+    if not isinstance(sampler, Sampler):
+        raise TypeError(
+            f"`sampler` must be a sampler such as samplers.DDIM(num_steps=50), a name in samplers.SAMPLERS, or None; "
+            f"not {sampler!r}."
+        )
+    return sampler
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer, not {value!r}.") from None
+
+
+def _positive(name: str, value: Any) -> int:
+    value = _integer(name, value)
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, not {value}.")
+    return value

@@ -1,0 +1,262 @@
+"""The forward process q and the algebra between x_0, eps and v.
+
+The names, here and in the whole package:
+
+    x_0, x_t, x_T        clean image in [-1, 1], noisy image at t, pure noise
+    eps, v               the true noise in x_t, the true velocity; x_0_hat, eps_hat are predictions
+    noise                fresh Gaussian of a sampler's step
+    t                    index 0 .. T-1 into the tables, 0 the least noisy (the papers' t - 1); s is the next, less
+                         noisy one
+    betas, alphas_cumprod   the tables; alpha_bar_t is an entry of the second
+    sigma_t              sqrt(1 - alpha_bar_t)
+    lambda_t             log(sqrt(alpha_bar_t) / sigma_t), half the log of the signal-to-noise ratio
+
+Tables are numpy float64. Those of diffusers' beta schedules hold exactly its float32 values, with which the published
+checkpoints were trained.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.config import ORIGINAL_BETA_SCHEDULES, ScheduleConfig
+from ddpm_jax.types import Array, Coefficient, Images
+
+
+def betas(config: ScheduleConfig) -> np.ndarray:
+    """Return the T noise variances beta_t of q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I).
+
+    (Ho et al. 2020, eq. 2.) Schedules: linear (Ho et al., section 4), scaled_linear (linear in sqrt(beta)),
+    squaredcos_cap_v2 (Nichol & Dhariwal 2021, eq. 17), sigmoid (GeoDiff), laplace (Hang & Gu 2024), and those of
+    hojonathanho/diffusion: quad, const, warmup10, warmup50, jsd. `rescale_betas_zero_snr` shifts them to zero
+    terminal signal (Lin et al. 2023, algorithm 1).
+
+    Equal to `DDPMScheduler.betas` of diffusers to the last bit, except for sigmoid and zero-SNR rescaling, where
+    torch's own float32 functions are a unit in the last place off at some timesteps.
+
+    Raises:
+        ValueError: the schedule is variance-exploding, which has no betas.
+
+    Example:
+        >>> [round(float(beta), 6) for beta in betas(ScheduleConfig())[[0, 999]]]
+        [0.0001, 0.02]
+    """
+    if config.kind != "vp":
+        raise ValueError("A variance-exploding schedule has noise levels sigma_min .. sigma_max, no betas.")
+    table = _rule(config)
+    if config.rescale_betas_zero_snr:
+        table = _rescaled_to_zero_snr(table)
+    return table.astype(np.float64)
+
+
+def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
+    """Return alpha_bar_t = prod_{r <= t} (1 - beta_r), the signal power left at each of the T timesteps.
+
+    (Ho et al. 2020, eq. 4.) Equal to `DDPMScheduler.alphas_cumprod` of diffusers, whose running product
+    is accumulated in float64 and rounded to float32 entry by entry.
+
+    Example:
+        >>> float(alphas_cumprod(ScheduleConfig())[999].round(9))
+        4.0358e-05
+    """
+    table = betas(config)
+    if config.trained_betas is None and config.beta_schedule in ORIGINAL_BETA_SCHEDULES:
+        return np.cumprod(1 - table)
+    return _cumprod_float32(table.astype(np.float32)).astype(np.float64)
+
+
+def _cumprod_float32(table: np.ndarray) -> np.ndarray:
+    alphas = np.float32(1) - table
+    return np.cumprod(alphas.astype(np.float64)).astype(np.float32)
+
+
+def _rule(config: ScheduleConfig) -> np.ndarray:
+    start, end, steps = config.beta_start, config.beta_end, config.num_train_timesteps
+    name = config.beta_schedule
+    if config.trained_betas is not None:
+        return np.asarray(config.trained_betas, np.float32)
+    if name == "linear":
+        return _linspace_float32(start, end, steps)
+    if name == "scaled_linear":
+        return _linspace_float32(start**0.5, end**0.5, steps) ** 2
+    if name == "squaredcos_cap_v2":
+        return _from_alpha_bar(lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2, steps)
+    if name == "sigmoid":
+        ramp = _linspace_float32(-6.0, 6.0, steps)
+        sigmoid = 1 / (1 + np.exp(-ramp))
+        return sigmoid * np.float32(end - start) + np.float32(start)
+    if name == "laplace":
+        return _from_alpha_bar(_laplace_signal, steps)
+    if name == "quad":
+        return np.linspace(start**0.5, end**0.5, steps) ** 2
+    if name in ("warmup10", "warmup50"):
+        table = np.full(steps, end)
+        rising = int(steps * {"warmup10": 0.1, "warmup50": 0.5}[name])
+        table[:rising] = np.linspace(start, end, rising)
+        return table
+    if name == "const":
+        return np.full(steps, end)
+    return 1 / np.linspace(steps, 1, steps)  # jsd
+
+
+def _linspace_float32(start: float, end: float, steps: int) -> np.ndarray:
+    """torch.linspace in float32, to the bit: counted from the nearer end, with a step rounded to float32."""
+    if steps == 1:
+        return np.asarray([start], np.float32)
+    start, end = np.float32(start), np.float32(end)
+    step = (end - start) / np.float32(steps - 1)
+    start, end, step = (np.float64(number) for number in (start, end, step))
+    index = np.arange(steps)
+    rising = start + step * index
+    falling = end - step * (steps - 1 - index)
+    return np.where(index < steps // 2, rising, falling).astype(np.float32)
+
+
+def _from_alpha_bar(signal, steps: int) -> np.ndarray:
+    ratios = [signal((i + 1) / steps) / signal(i / steps) for i in range(steps)]
+    return np.asarray([min(1 - ratio, 0.999) for ratio in ratios], np.float32)
+
+
+def _laplace_signal(u: float) -> float:
+    log_snr = -0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6)
+    snr = math.exp(log_snr)
+    return math.sqrt(snr / (1 + snr))
+
+
+def _rescaled_to_zero_snr(table: np.ndarray) -> np.ndarray:
+    signal = np.sqrt(_cumprod_float32(table.astype(np.float32)))
+    first, last = signal[0], signal[-1]
+    signal = (signal - last) * (first / (first - last))
+    alpha_bar = signal**2
+    alphas = np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+    return np.float32(1) - alphas
+
+
+def q_sample(x_0: Images, alpha_bar_t: Coefficient, eps: Images) -> Images:
+    """Add noise to clean images: draw x_t from q(x_t | x_0).
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps          (Ho et al. 2020, eq. 4)
+
+    Args:
+        x_0: clean images, NHWC in [-1, 1].
+        alpha_bar_t: signal power left at each image's timestep, in [0, 1]; an entry of `alphas_cumprod`.
+        eps: the standard normal noise to add.
+
+    Returns:
+        x_t, of the shape of x_0.
+
+    Same as `DDPMScheduler.add_noise` of diffusers in float32. In half precision it keeps the coefficients in float32,
+    which diffusers rounds.
+
+    Example:
+        >>> q_sample(np.ones((1, 1, 1, 1), np.float32), 0.64, np.ones((1, 1, 1, 1), np.float32)).item()
+        1.4...
+    """
+    alpha_bar_t = per_image(alpha_bar_t)
+    return jnp.sqrt(alpha_bar_t) * x_0 + jnp.sqrt(1 - alpha_bar_t) * eps
+
+
+def q_posterior(x_0: Images, x_t: Images, alpha_bar_t: Coefficient, alpha_bar_s: Coefficient) -> tuple[Images, Array]:
+    """Return the mean and variance of q(x_s | x_t, x_0), for any s less noisy than t.
+
+    With alpha = alpha_bar_t / alpha_bar_s and beta = 1 - alpha   (Ho et al. 2020, eqs. 6 and 7):
+
+    mean = sqrt(alpha_bar_s) beta / (1 - alpha_bar_t) x_0 + sqrt(alpha) (1 - alpha_bar_s) / (1 - alpha_bar_t) x_t
+    variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) beta
+
+    Args:
+        x_0, x_t: images, NHWC.
+        alpha_bar_t, alpha_bar_s: signal power at t and s; 1 stands for the clean image itself.
+
+    Returns:
+        The mean, of the shape of x_t, and the variance, a scalar or one an image.
+
+    Example:
+        >>> image = np.ones((1, 1, 1, 1), np.float32)
+        >>> mean, variance = q_posterior(image, image, 0.5, 1.0)
+        >>> mean.item(), float(variance)
+        (1.0, 0.0)
+    """
+    from_x_0, from_x_t, variance = posterior_coefficients(jnp.asarray(alpha_bar_t), jnp.asarray(alpha_bar_s))
+    return per_image(from_x_0) * x_0 + per_image(from_x_t) * x_t, variance
+
+
+def posterior_coefficients(alpha_bar_t, alpha_bar_s):
+    """Return what x_0 and x_t are weighted with in the mean of q(x_s | x_t, x_0), and its variance."""
+    alpha = alpha_bar_t / alpha_bar_s
+    from_x_0 = alpha_bar_s**0.5 * (1 - alpha) / (1 - alpha_bar_t)
+    from_x_t = alpha**0.5 * (1 - alpha_bar_s) / (1 - alpha_bar_t)
+    variance = (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha)
+    return from_x_0, from_x_t, variance
+
+
+def x_0_from_eps(x_t: Images, alpha_bar_t: Coefficient, eps: Images) -> Images:
+    """Return x_0 = (x_t - sigma_t eps) / sqrt(alpha_bar_t)   (Ho et al. 2020, below eq. 9).
+
+    Example:
+        >>> x_0_from_eps(np.ones((1, 1, 1, 1), np.float32), 1.0, np.ones((1, 1, 1, 1), np.float32)).item()
+        1.0
+    """
+    alpha_bar_t = per_image(alpha_bar_t)
+    return (x_t - jnp.sqrt(1 - alpha_bar_t) * eps) / jnp.sqrt(alpha_bar_t)
+
+
+def eps_from_x_0(x_t: Images, alpha_bar_t: Coefficient, x_0: Images) -> Images:
+    """Return eps = (x_t - sqrt(alpha_bar_t) x_0) / sigma_t, the inverse of `x_0_from_eps`.
+
+    Example:
+        >>> eps_from_x_0(np.ones((1, 1, 1, 1), np.float32), 0.0, np.ones((1, 1, 1, 1), np.float32)).item()
+        1.0
+    """
+    alpha_bar_t = per_image(alpha_bar_t)
+    return (x_t - jnp.sqrt(alpha_bar_t) * x_0) / jnp.sqrt(1 - alpha_bar_t)
+
+
+def v_from_x_0_eps(x_0: Images, alpha_bar_t: Coefficient, eps: Images) -> Images:
+    """Return the velocity v = sqrt(alpha_bar_t) eps - sigma_t x_0   (Salimans & Ho 2022, appendix D).
+
+    Same as `DDPMScheduler.get_velocity` of diffusers.
+
+    Example:
+        >>> v_from_x_0_eps(np.ones((1, 1, 1, 1), np.float32), 1.0, np.ones((1, 1, 1, 1), np.float32)).item()
+        1.0
+    """
+    alpha_bar_t = per_image(alpha_bar_t)
+    return jnp.sqrt(alpha_bar_t) * eps - jnp.sqrt(1 - alpha_bar_t) * x_0
+
+
+def prediction_coefficients(prediction_type: str, alpha_bar_t):
+    """Return (a, b, c, d) with x_0_hat = a x_t + b out and eps_hat = c x_t + d out for a network's output.
+
+    A network that predicts x_0 or v is never taken through eps, which at zero signal would be 0/0. Works on numbers,
+    numpy and jax arrays. At alpha_bar_t = 0 the coefficients of an "epsilon" network are infinite, and so they
+    are at alpha_bar_t = 1 for "sample": callers refuse those grids.
+
+    Example:
+        >>> prediction_coefficients("v_prediction", np.float64(0.0))
+        (np.float64(0.0), np.float64(-1.0), np.float64(1.0), np.float64(0.0))
+    """
+    signal, sigma_t = alpha_bar_t**0.5, (1 - alpha_bar_t) ** 0.5
+    zero, one = 0 * signal, 0 * signal + 1
+    if prediction_type == "epsilon":
+        return 1 / signal, -sigma_t / signal, zero, one
+    if prediction_type == "sample":
+        return zero, one, 1 / sigma_t, -signal / sigma_t
+    return signal, -sigma_t, sigma_t, signal
+
+
+def log_snr(alpha_bar_t):
+    """Return 2 lambda_t = log(alpha_bar_t / (1 - alpha_bar_t)), the log of the signal-to-noise ratio.
+
+    Example:
+        >>> float(log_snr(np.float64(0.5)))
+        0.0
+    """
+    return np.log(alpha_bar_t) - np.log1p(-alpha_bar_t)
+
+
+def per_image(coefficient: Coefficient) -> Array:
+    """Shape a coefficient, one for all or one an image, so that it multiplies NHWC images."""
+    coefficient = jnp.asarray(coefficient)
+    return coefficient[:, None, None, None] if coefficient.ndim else coefficient

@@ -1,0 +1,59 @@
+"""Where arrays live: one axis "data" over all devices, images split along it, weights on each."""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ddpm_jax.types import PyTree
+
+DATA_AXIS = "data"
+
+
+def data_mesh(devices: Any = None) -> Mesh:
+    """Return the mesh over all devices (or those given) along which batches are split.
+
+    Its axis is of type Auto: linen's layers do not know jax's newer default, explicit axes.
+
+    Example:
+        >>> data_mesh().axis_names
+        ('data',)
+    """
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (DATA_AXIS,), (AxisType.Auto,), devices=devices)
+
+
+def mesh_of(weights: PyTree) -> Mesh:
+    """Return the mesh that weights were placed on by their owner, or the mesh over all devices.
+
+    Weights that nobody placed are not committed to a device, and do not decide.
+    """
+    for leaf in jax.tree.leaves(weights):
+        if isinstance(leaf, jax.Array) and leaf.committed:
+            if isinstance(leaf.sharding, NamedSharding):
+                return leaf.sharding.mesh
+            return data_mesh(sorted(leaf.sharding.device_set, key=lambda device: device.id))
+    return data_mesh()
+
+
+def place(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
+    """Put arrays on all devices of a mesh: split along their first axis, or whole on each.
+
+    Weights that stand on the mesh already, in whatever way, stay as they are.
+    """
+    spec = PartitionSpec(mesh.axis_names[0]) if split else PartitionSpec()
+    sharding = NamedSharding(mesh, spec)
+
+    def put(leaf):
+        settled = isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh
+        return leaf if settled and not split else jax.device_put(leaf, sharding)
+
+    return jax.tree.map(put, tree)
+
+
+def constrain(images: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Keep a batch split along the mesh inside a compiled program."""
+    if mesh is None:
+        return images
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    return jax.lax.with_sharding_constraint(images, sharding)

@@ -1,0 +1,324 @@
+"""What a network is: the fields of diffusers' `UNet2DModel`, checked."""
+
+import dataclasses
+from typing import Any
+
+from ddpm_jax.validation import check, freeze, is_int, is_number, nearest, thaw
+
+ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
+
+_LEVELS = ("", "Attn", "Resnet", "Skip", "AttnSkip")
+DOWN_BLOCKS = tuple("ResnetDownsampleBlock2D" if kind == "Resnet" else f"{kind}DownBlock2D" for kind in _LEVELS)
+UP_BLOCKS = tuple("ResnetUpsampleBlock2D" if kind == "Resnet" else f"{kind}UpBlock2D" for kind in _LEVELS)
+
+# diffusers 0.0.x wrote these names (its scripts/change_naming_configs_and_checkpoints.py lists them).
+_OLD_UNET_NAMES = {
+    "image_size": "sample_size",
+    "num_res_blocks": "layers_per_block",
+    "block_channels": "block_out_channels",
+    "down_blocks": "down_block_types",
+    "up_blocks": "up_block_types",
+    "downscale_freq_shift": "freq_shift",
+    "resnet_num_groups": "norm_num_groups",
+    "resnet_act_fn": "act_fn",
+    "resnet_eps": "norm_eps",
+    "num_head_channels": "attention_head_dim",
+}
+# diffusers' `EMAModel.save_pretrained` writes these into the config.json of `unet_ema/`.
+_EMA_NAMES = (
+    *("decay", "inv_gamma", "power", "min_decay", "optimization_step"),
+    *("update_after_step", "use_ema_warmup"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Describe a network, with the fields and defaults of diffusers' `UNet2DModel`.
+
+    Two fields are ours and say how to compute, not what: `dtype` ("float32" or "bfloat16", for convolutions and
+    dense layers; weights, statistics and softmax stay float32) and `remat` (recompute each block's
+    activations in the backward pass instead of keeping them). They stand in our own folders, and never in a
+    diffusers `config.json`.
+
+    Raises:
+        ValueError: a value out of range, block tuples of unequal length, a group count that does not divide, an
+            arrangement of skip blocks whose resolutions do not meet.
+
+    Example:
+        >>> config = UNetConfig(block_out_channels=(32, 64), norm_num_groups=8, layers_per_block=1,
+        ...                     down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        ...                     up_block_types=("AttnUpBlock2D", "UpBlock2D"))
+        >>> config.time_embed_dim
+        128
+    """
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: int | float = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: tuple[str, ...] = ("DownBlock2D", *["AttnDownBlock2D"] * 3)
+    mid_block_type: str | None = "UNetMidBlock2D"
+    up_block_types: tuple[str, ...] = (*["AttnUpBlock2D"] * 3, "UpBlock2D")
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    mid_block_scale_factor: int | float = 1
+    downsample_padding: int = 1
+    downsample_type: str | None = "conv"
+    upsample_type: str | None = "conv"
+    dropout: float = 0.0
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int | None = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
+    add_attention: bool = True
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    num_train_timesteps: int | None = None
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        for name in ("down_block_types", "up_block_types"):
+            value = getattr(self, name)
+            check(isinstance(value, list | tuple), f"`{name}` must be a list of names, not {value!r}.")
+            # diffusers 0.0.x named every block UNetRes...
+            names = tuple(str(block).removeprefix("UNetRes") for block in value)
+            object.__setattr__(self, name, names)
+        for name in ("block_out_channels", "sample_size"):
+            object.__setattr__(self, name, freeze(getattr(self, name)))
+        if isinstance(self.act_fn, str):
+            object.__setattr__(self, "act_fn", self.act_fn.lower())
+        self._check_scalars()
+        self._check_blocks()
+        self._check_groups()
+        self._check_skip_blocks()
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) of the images, or None where the config leaves it open."""
+        if isinstance(self.sample_size, int):
+            return (self.sample_size, self.sample_size)
+        return self.sample_size
+
+    @property
+    def time_embed_dim(self) -> int:
+        """Width of the time embedding: `time_embedding_dim`, or four times the first level's width."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @property
+    def smallest_size(self) -> int:
+        """The side of the smallest image the levels allow; every side must be its multiple."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def groups(self, channels: int) -> int:
+        """Groups of the norms outside skip blocks; `norm_num_groups=None` means min(channels / 4, 32)."""
+        return self.norm_num_groups or min(channels // 4, 32)
+
+    def head_dim(self, channels: int) -> int:
+        """Channels of one attention head; `attention_head_dim=None` means a single head."""
+        return self.attention_head_dim or channels
+
+    def _check_scalars(self):
+        for name in ("in_channels", "out_channels", "layers_per_block"):
+            value = getattr(self, name)
+            check(is_int(value), f"`{name}` must be a positive integer, not {value!r}.")
+        for name in (
+            *("time_embedding_dim", "attention_head_dim", "norm_num_groups"),
+            *("attn_norm_num_groups", "num_class_embeds", "num_train_timesteps"),
+        ):
+            value = getattr(self, name)
+            good = value is None or is_int(value)
+            check(good, f"`{name}` must be a positive integer or null, not {value!r}.")
+        for name in ("center_input_sample", "flip_sin_to_cos", "add_attention", "remat"):
+            value = getattr(self, name)
+            check(isinstance(value, bool), f"`{name}` must be true or false, not {value!r}.")
+        choices = {
+            "time_embedding_type": ("positional", "fourier", "learned"),
+            "downsample_type": ("conv", "resnet", None),
+            "upsample_type": ("conv", "resnet", None),
+            "act_fn": ACTIVATIONS,
+            "resnet_time_scale_shift": ("default", "scale_shift"),
+            "class_embed_type": (None, "timestep", "identity"),
+            "downsample_padding": (0, 1),
+            "dtype": ("float32", "bfloat16"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            good = value in allowed and not isinstance(value, bool)
+            check(good, f"`{name}` must be one of {list(allowed)}, not {value!r}.")
+        for name in ("norm_eps", "mid_block_scale_factor"):
+            value = getattr(self, name)
+            good = is_number(value) and value > 0
+            check(good, f"`{name}` must be a positive number, not {value!r}.")
+        check(is_number(self.freq_shift), f"`freq_shift` must be a number, not {self.freq_shift!r}.")
+        good = is_number(self.dropout) and 0 <= self.dropout < 1
+        check(good, f"`dropout` must be in [0, 1), not {self.dropout!r}.")
+        good = self.mid_block_type in (None, "UNetMidBlock2D")
+        check(good, f"`mid_block_type` must be UNetMidBlock2D or null, not {self.mid_block_type!r}.")
+        learned = self.time_embedding_type == "learned"
+        check(
+            not learned or self.num_train_timesteps is not None,
+            '`time_embedding_type` "learned" needs `num_train_timesteps`, the rows of its table.',
+        )
+        positional = self.time_embedding_type == "positional"
+        half = (self.block_out_channels[0] if self.block_out_channels else 0) // 2
+        check(
+            not positional or half != self.freq_shift,
+            f"`freq_shift` {self.freq_shift} equals half of the first level's width: it divides by zero.",
+        )
+        size = self.sample_size
+        good = size is None or is_int(size)
+        good = good or (isinstance(size, tuple) and len(size) == 2 and all(map(is_int, size)))
+        check(good, f"`sample_size` must be an integer, [height, width] or null, not {size!r}.")
+
+    def _check_blocks(self):
+        widths, down, up = self.block_out_channels, self.down_block_types, self.up_block_types
+        good = isinstance(widths, tuple) and len(widths) > 0 and all(map(is_int, widths))
+        check(good, f"`block_out_channels` must be positive integers, one a level, not {widths!r}.")
+        for name, blocks in (("down_block_types", down), ("up_block_types", up)):
+            check(
+                len(blocks) == len(widths),
+                f"`block_out_channels` has {len(widths)} entries but `{name}` has {len(blocks)}: {widths} "
+                f"against {blocks}. They must be as long.",
+            )
+        for name, blocks, known in (
+            ("down_block_types", down, DOWN_BLOCKS),
+            ("up_block_types", up, UP_BLOCKS),
+        ):
+            for block in blocks:
+                check(
+                    not block.startswith("K"),
+                    f"`{name}` holds {block}: the K-blocks (of k-diffusion's upscalers) are not offered. "
+                    f"There is {', '.join(known)}.",
+                )
+                check(
+                    block in known,
+                    f"`{name}` holds {block!r}, which is no block of UNet2DModel."
+                    f"{nearest(block, known)} There is {', '.join(known)}.",
+                )
+        if self.image_size is not None:
+            check(
+                all(side % self.smallest_size == 0 for side in self.image_size),
+                f"`sample_size` {self.sample_size} cannot be halved {len(widths) - 1} times, which "
+                f"{len(widths)} levels need: each side must be a multiple of {self.smallest_size}.",
+            )
+
+    def _check_groups(self):
+        plain = [
+            width
+            for blocks, widths in self._levels()
+            for block, width in zip(blocks, widths, strict=True)
+            if "Skip" not in block
+        ]
+        check(
+            self.norm_num_groups is not None or not plain,
+            "`norm_num_groups` is null, which only the skip blocks allow; these levels need a number.",
+        )
+        for width in {*plain, self.block_out_channels[0]}:
+            groups = self.groups(width)
+            check(
+                groups > 0 and width % groups == 0,
+                f"`norm_num_groups` {groups} does not divide the {width} channels of a level "
+                f"(`block_out_channels` {self.block_out_channels}).",
+            )
+        mid = self.block_out_channels[-1]
+        if self.mid_block_type is not None:
+            for name, groups in (
+                ("norm_num_groups", self.groups(mid)),
+                ("attn_norm_num_groups", self.attn_norm_num_groups),
+            ):
+                check(
+                    groups is None or (groups > 0 and mid % groups == 0),
+                    f"`{name}` {groups} does not divide the {mid} channels of the mid block.",
+                )
+        attended = [
+            width
+            for blocks, widths in self._levels()
+            for block, width in zip(blocks, widths, strict=True)
+            if "Attn" in block
+        ]
+        if self.mid_block_type is not None and self.add_attention:
+            attended.append(mid)
+        for width in attended:
+            check(
+                self.head_dim(width) <= width,
+                f"`attention_head_dim` {self.attention_head_dim} is more than the {width} channels of a level "
+                "with attention: no head would be left.",
+            )
+
+    def _check_skip_blocks(self):
+        """Skip blocks halve and double a copy of the image beside the features; both must stay of one size."""
+        down, up = self.down_block_types, self.up_block_types
+        plain_seen = False
+        for block in down[:-1]:
+            skip = "Skip" in block
+            check(
+                not (skip and plain_seen),
+                f"`down_block_types` {down}: {block} comes after a block without skip path, so its image "
+                "would be larger than its features. Put the skip blocks first.",
+            )
+            check(
+                not skip or self.in_channels == 3,
+                f"{block} needs `in_channels` 3 (its skip path is fixed to 3), not {self.in_channels}.",
+            )
+            plain_seen |= not skip
+        skip_seen = False
+        for index, block in enumerate(up):
+            skip = "Skip" in block
+            check(
+                not skip_seen or skip,
+                f"`up_block_types` {up}: {block} comes after a skip block and would leave the image behind "
+                "its features in size. Put the skip blocks last.",
+            )
+            if skip and index < len(up) - 1:
+                skip_seen = True
+                check(
+                    self.out_channels == 3,
+                    f"{block} needs `out_channels` 3 (its skip path is fixed to 3), not {self.out_channels}.",
+                )
+        for blocks, widths in self._levels():
+            for block, width in zip(blocks, widths, strict=True):
+                if block.startswith("AttnSkip"):
+                    check(
+                        width % 32 == 0,
+                        f"{block} normalises its attention in 32 groups, which do not divide its {width} channels.",
+                    )
+
+    def _levels(self):
+        widths = self.block_out_channels
+        return (self.down_block_types, widths), (self.up_block_types, widths[::-1])
+
+    @classmethod
+    def from_dict(cls, items: dict[str, Any]) -> "UNetConfig":
+        """Read a `config.json` of diffusers, of any of its versions.
+
+        Names of diffusers 0.0.x are brought up to date, keys that start with an underscore and the
+        hyper-parameters of an EMA are passed over.
+
+        Raises:
+            ValueError: an unknown key (named with the nearest known one), or a value that is wrong.
+
+        Example:
+            >>> UNetConfig.from_dict({"_class_name": "UNet2DModel", "resnet_eps": 1e-6}).norm_eps
+            1e-06
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        values = {}
+        for name, value in items.items():
+            if name.startswith("_") or name in _EMA_NAMES:
+                continue
+            name = _OLD_UNET_NAMES.get(name, name)
+            check(name in known, f"UNet2DModel has no field `{name}`.{nearest(name, known)}")
+            values[name] = freeze(value)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that diffusers knows, as JSON values."""
+        items = {f.name: thaw(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {name: value for name, value in items.items() if name not in ("dtype", "remat")}

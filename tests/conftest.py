@@ -1,0 +1,149 @@
+"""What all tests share: strict JAX, the slow ones on demand, small networks with weights drawn in numpy."""
+
+import functools
+import os
+import zlib
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+import ddpm_jax
+from ddpm_jax.checkpoint.state_dict import from_state_dict, named_leaves, torch_name
+from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
+from ddpm_jax.params import abstract_weights
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+PLAIN = {
+    "sample_size": 16,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+NCSNPP = {
+    "sample_size": 16,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": None,
+    "time_embedding_type": "fourier",
+    "center_input_sample": True,
+    "mid_block_scale_factor": 2**0.5,
+    "norm_eps": 1e-6,
+    "attention_head_dim": None,
+    "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+    "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def doctest_names(doctest_namespace):
+    """What the examples in docstrings may use without importing it."""
+    doctest_namespace.update(jax=jax, jnp=jax.numpy, np=np, ddpm_jax=ddpm_jax)
+
+
+def torch_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a network's state dict, in PyTorch's axes."""
+    shapes = {}
+    for path, leaf in named_leaves(abstract_weights(config)).items():
+        shape = leaf.shape
+        if path[-1] == "kernel":
+            shape = shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
+        shapes[torch_name(path)] = shape
+    return shapes
+
+
+def formula_state_dict(config: UNetConfig) -> dict[str, np.ndarray]:
+    """Weights by a formula of their names: those of the golden forwards (research/diffusers.md, 6.4)."""
+    state_dict = {}
+    for name, shape in torch_shapes(config).items():
+        count = int(np.prod(shape))
+        i = np.arange(count, dtype=np.float64)
+        phase = 0.37 * i + ((0.0001 * i * i) % 6.283185307179586) + (zlib.crc32(name.encode()) % 1000)
+        c = np.cos(phase)
+        if name == "time_proj.weight":
+            value = 16 * c if len(shape) == 1 else c
+        elif name == "class_embedding.weight":
+            value = c
+        elif name.endswith("bias"):
+            value = 0.1 * c
+        elif len(shape) >= 2:
+            value = c * 1.7 / np.sqrt(count / shape[0])
+        else:
+            value = 1 + 0.3 * c
+        state_dict[name] = value.astype(np.float32).reshape(shape)
+    return state_dict
+
+
+def random_state_dict(config: UNetConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Normal weights of the usual size in all tensors, norms and biases included."""
+    generator = np.random.default_rng(seed)
+    state_dict = {}
+    for name, shape in torch_shapes(config).items():
+        noise = generator.standard_normal(shape)
+        if name == "time_proj.weight" and len(shape) == 1:
+            value = 4 * noise
+        elif len(shape) >= 2:
+            value = noise * np.sqrt(shape[0] / noise.size)
+        else:
+            value = 0.2 * noise + name.endswith("weight")
+        state_dict[name] = value.astype(np.float32)
+    return state_dict
+
+
+@functools.cache
+def make_params(seed: int = 0, schedule: ScheduleConfig | None = None, **changes) -> ddpm_jax.Params:
+    """A tiny network (8 x 8 pixels, one channel, two levels) with random weights."""
+    tiny = {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": None,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    config = UNetConfig(**(tiny | changes))
+    return from_state_dict(random_state_dict(config, seed), Config(config, schedule or ScheduleConfig()))
+
+
+@pytest.fixture
+def untyped():
+    """Switch the checking of annotations off, to see the messages that users without it see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def tiny():
+    return make_params()
+
+
+@pytest.fixture(scope="session")
+def demo():
+    return ddpm_jax.load()

@@ -1,0 +1,155 @@
+"""Configs: diffusers' JSON in and out, old names, and every refusal's message."""
+
+import json
+
+import pytest
+from conftest import NCSNPP, PLAIN
+
+from ddpm_jax.config import ScheduleConfig, UNetConfig, scheduler_from_dict, scheduler_to_dict
+
+
+def test_round_trip_through_json():
+    for items in (PLAIN, NCSNPP, PLAIN | {"sample_size": (16, 24)}):
+        config = UNetConfig(**items)
+        again = UNetConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+        assert again == config and hash(again) == hash(config)
+
+
+def test_old_names_are_brought_up_to_date():
+    old = {
+        "image_size": 16,
+        "num_res_blocks": 1,
+        "block_channels": [32, 64],
+        "down_blocks": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"],
+        "up_blocks": ["UNetResAttnUpBlock2D", "UNetResUpBlock2D"],
+        "downscale_freq_shift": 1,
+        "resnet_num_groups": 8,
+        "resnet_act_fn": "Swish",
+        "resnet_eps": 1e-6,
+        "num_head_channels": 4,
+    }
+    changes = {"freq_shift": 1, "act_fn": "swish", "norm_eps": 1e-6, "attention_head_dim": 4}
+    assert UNetConfig.from_dict(old) == UNetConfig(**(PLAIN | changes))
+
+
+def test_hidden_and_ema_keys_are_passed_over():
+    extra = {"_class_name": "UNet2DModel", "_name_or_path": "x", "decay": 0.9999, "optimization_step": 7, "power": 0.75}
+    assert UNetConfig.from_dict(PLAIN | extra) == UNetConfig(**PLAIN)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"block_out_chanels": (32,)}, "no field `block_out_chanels`. Did you mean `block_out_channels`"),
+        ({"down_block_types": ("DownBlock2D", "AtnDownBlock2D")}, "'AtnDownBlock2D'.*Did you mean `AttnDownBlock2D`"),
+        ({"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}, "no block of UNet2DModel"),
+        ({"block_out_channels": (32, 64, 64)}, "has 3 entries but `down_block_types` has 2.*must be as long"),
+        ({"up_block_types": ("UpBlock2D",)}, "`up_block_types` has 1"),
+        ({"norm_num_groups": 12}, "`norm_num_groups` 12 does not divide the (32|64) channels"),
+        ({"norm_num_groups": None}, "only the skip blocks allow"),
+        ({"attn_norm_num_groups": 12}, "`attn_norm_num_groups` 12 does not divide"),
+        ({"attention_head_dim": 128}, "no head would be left"),
+        ({"attention_head_dim": [8, 8]}, "`attention_head_dim` must be a positive integer or null"),
+        ({"layers_per_block": 0}, "`layers_per_block` must be a positive integer"),
+        ({"layers_per_block": [2, 2]}, "`layers_per_block` must be a positive integer"),
+        ({"sample_size": 15}, "must be a multiple of 2"),
+        ({"sample_size": "16"}, "`sample_size` must be an integer"),
+        ({"time_embedding_type": "sinusoidal"}, "`time_embedding_type` must be one of"),
+        ({"time_embedding_type": "learned"}, "needs `num_train_timesteps`"),
+        ({"freq_shift": 16}, "divides by zero"),
+        ({"act_fn": "tanh"}, "`act_fn` must be one of"),
+        ({"resnet_time_scale_shift": "ada_group"}, "`resnet_time_scale_shift` must be one of"),
+        ({"downsample_type": "fir"}, "`downsample_type` must be one of"),
+        ({"downsample_padding": 2}, "`downsample_padding` must be one of"),
+        ({"downsample_padding": True}, "`downsample_padding` must be one of"),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\)"),
+        ({"norm_eps": 0}, "`norm_eps` must be a positive number"),
+        ({"mid_block_type": "foo"}, "`mid_block_type` must be UNetMidBlock2D or null"),
+        ({"class_embed_type": "projection"}, "`class_embed_type` must be one of"),
+        ({"center_input_sample": "yes"}, "`center_input_sample` must be true or false"),
+        (
+            {"down_block_types": ("DownBlock2D", "SkipDownBlock2D", "DownBlock2D"), "block_out_channels": (32,) * 3}
+            | {"up_block_types": ("UpBlock2D",) * 3},
+            "Put the skip blocks first",
+        ),
+        ({"up_block_types": ("SkipUpBlock2D", "UpBlock2D")}, "Put the skip blocks last"),
+        ({"down_block_types": ("SkipDownBlock2D", "DownBlock2D"), "in_channels": 1}, "needs `in_channels` 3"),
+        ({"up_block_types": ("SkipUpBlock2D", "SkipUpBlock2D"), "out_channels": 1}, "needs `out_channels` 3"),
+        ({"up_block_types": ("UpBlock2D", "AttnSkipUpBlock2D"), "block_out_channels": (40, 64)}, "32 groups"),
+    ],
+)
+def test_bad_unet_configs(changes, message, untyped):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig.from_dict(PLAIN | changes)
+
+
+def test_unknown_dtype():
+    with pytest.raises(ValueError, match="`dtype` must be one of"):
+        UNetConfig(**PLAIN, dtype="float16")
+
+
+def test_scheduler_config_splits_into_schedule_and_sampler():
+    items = {
+        "_class_name": "DDPMScheduler",
+        "_diffusers_version": "0.1.1",
+        "beta_end": 0.01,
+        "clip_sample": True,
+        "num_train_timesteps": 500,
+        "trained_betas": None,
+        "variance_type": "fixed_large",
+        "timestep_values": None,
+        "skip_prk_steps": True,
+    }
+    schedule, sampler = scheduler_from_dict(items)
+    assert schedule == ScheduleConfig(beta_end=0.01, num_train_timesteps=500)
+    assert sampler.class_name == "DDPMScheduler"
+    assert sampler.to_dict() == {
+        **{"clip_sample": True, "skip_prk_steps": True},
+        **{"timestep_values": None, "variance_type": "fixed_large"},
+    }
+    assert scheduler_from_dict(scheduler_to_dict(schedule, sampler)) == (schedule, sampler)
+
+
+def test_defaults_are_those_of_the_class():
+    late, _ = scheduler_from_dict({"_class_name": "HeunDiscreteScheduler"})
+    assert (late.beta_start, late.beta_end) == (0.00085, 0.012)
+    given, _ = scheduler_from_dict({"_class_name": "HeunDiscreteScheduler", "beta_end": 0.02})
+    assert (given.beta_start, given.beta_end) == (0.00085, 0.02)
+
+
+@pytest.mark.parametrize("name", ["ScoreSdeVeScheduler", "VeSdeScheduler"])
+def test_variance_exploding_schedules(name):
+    items = {"_class_name": name, "sigma_min": 0.01, "sigma_max": 380.0, "snr": 0.075, "correct_steps": 1}
+    schedule, sampler = scheduler_from_dict(items)
+    assert schedule == ScheduleConfig(kind="ve", num_train_timesteps=2000, sigma_min=0.01, sigma_max=380.0)
+    assert sampler.to_dict() == {"correct_steps": 1, "snr": 0.075}
+    assert scheduler_from_dict(scheduler_to_dict(schedule, sampler)) == (schedule, sampler)
+
+
+def test_predict_epsilon_of_old_versions():
+    assert scheduler_from_dict({"predict_epsilon": False})[0].prediction_type == "sample"
+    assert scheduler_from_dict({"predict_epsilon": True})[0].prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(
+    "items, message",
+    [
+        ({"beta_strat": 0.1}, "no field|has a field `beta_strat`. Did you mean `beta_start`"),
+        ({"beta_schedule": "cosine"}, "`beta_schedule` 'cosine' is unknown"),
+        ({"beta_start": -1}, r"`beta_start` must be in \(0, 1\]"),
+        ({"num_train_timesteps": 0}, "`num_train_timesteps` must be a positive integer"),
+        ({"prediction_type": "noise"}, "`prediction_type` must be one of"),
+        ({"trained_betas": [0.1, 0.2]}, "`trained_betas` has 2 entries but `num_train_timesteps` is 1000"),
+        ({"trained_betas": ["a"], "num_train_timesteps": 1}, "`trained_betas` must be numbers"),
+        ({"rescale_betas_zero_snr": 1}, "`rescale_betas_zero_snr` must be true or false"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 0.001}, "`sigma_min` and `sigma_max` must rise"),
+    ],
+)
+def test_bad_scheduler_configs(items, message, untyped):
+    with pytest.raises(ValueError, match=message):
+        scheduler_from_dict(items)
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="`kind` must be"):
+        ScheduleConfig(kind="sub-vp")
