@@ -7,6 +7,7 @@ a published JSON file is the config. Every value is checked when it is made, bef
 import dataclasses
 from typing import Any
 
+from ddpm_jax.types import Number
 from ddpm_jax.unet_config import UNetConfig
 from ddpm_jax.validation import check, freeze, is_int, is_number, nearest, thaw
 
@@ -31,6 +32,12 @@ _SCHEDULE_DEFAULTS = {
     "TCDScheduler": {**_LATE_BETAS, "beta_schedule": "scaled_linear"},
     "UnCLIPScheduler": {"beta_schedule": "squaredcos_cap_v2"},
 }
+# Schedulers that know `rescale_betas_zero_snr`; the others warn of it.
+_WITH_ZERO_SNR = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler"),
+    *("UniPCMultistepScheduler", "LCMScheduler", "TCDScheduler"),
+)
 # Names of diffusers 0.0.x.
 _OLD_SCHEDULER_NAMES = {
     "timesteps": "num_train_timesteps",
@@ -74,14 +81,14 @@ class ScheduleConfig:
 
     kind: str = "vp"
     num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
+    beta_start: Number = 0.0001
+    beta_end: Number = 0.02
     beta_schedule: str = "linear"
     trained_betas: tuple[float, ...] | None = None
     rescale_betas_zero_snr: bool = False
     prediction_type: str = "epsilon"
-    sigma_min: float | None = None
-    sigma_max: float | None = None
+    sigma_min: Number | None = None
+    sigma_max: Number | None = None
 
     def __post_init__(self):
         steps, known = self.num_train_timesteps, DIFFUSERS_BETA_SCHEDULES + ORIGINAL_BETA_SCHEDULES
@@ -213,6 +220,6 @@ def scheduler_to_dict(schedule: ScheduleConfig, sampler: SamplerConfig) -> dict[
             "trained_betas": thaw(betas) if betas is not None else None,
             "prediction_type": schedule.prediction_type,
         }
-        if schedule.rescale_betas_zero_snr:
-            items["rescale_betas_zero_snr"] = True
+        if schedule.rescale_betas_zero_snr or sampler.class_name in _WITH_ZERO_SNR:
+            items["rescale_betas_zero_snr"] = schedule.rescale_betas_zero_snr
     return items | sampler.to_dict()

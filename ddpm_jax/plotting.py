@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.types import Array, Frames, Images
+from ddpm_jax.types import Array, Frames, Images, Number
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -79,7 +79,7 @@ def grid(images: Images, columns: int | None = None, *, gap: int = 2) -> np.ndar
     return canvas[: canvas.shape[0] - gap, : canvas.shape[1] - gap]
 
 
-def gif(frames: Frames | Sequence[Images], path: str | Path, fps: float = 20) -> Path:
+def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -> Path:
     """Write an animation whose frames are grids; the last one stays for two seconds.
 
     Args:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +48,12 @@ class Path(NamedTuple):
 def sample(
     params: Params,
     key: RandomKey,
-    batch_size: int,
+    batch_size: SupportsIndex,
     *,
     sampler: Sampler | str | None = None,
     class_labels: Labels = None,
     x_T: Images | None = None,
-    first_index: int = 0,
+    first_index: SupportsIndex = 0,
     mesh: Mesh | None = None,
 ) -> Images:
     """Draw images from a diffusion model: one compiled program for the whole loop.
@@ -94,7 +94,9 @@ def sample(
     return images
 
 
-def sample_path(params: Params, key: RandomKey, batch_size: int, *, num_frames: int = 10, **kwargs: Any) -> Path:
+def sample_path(
+    params: Params, key: RandomKey, batch_size: SupportsIndex, *, num_frames: SupportsIndex = 10, **kwargs: Any
+) -> Path:
     """Sample, and keep some moments of it: noise turning into images.
 
     Args:
@@ -126,7 +128,7 @@ def sample_path(params: Params, key: RandomKey, batch_size: int, *, num_frames: 
 
 
 def sample_chunks(
-    params: Params, key: RandomKey, batch_size: int, *, chunk: int = 50, **kwargs: Any
+    params: Params, key: RandomKey, batch_size: SupportsIndex, *, chunk: SupportsIndex = 50, **kwargs: Any
 ) -> Iterator[tuple[int, int, Images]]:
     """Sample a few steps at a time, to show progress or to stop early.
 
@@ -186,9 +188,9 @@ class _Job:
     table: Table
     weights: Any
     key: jax.Array
-    indices: jax.Array
-    labels: jax.Array | None
-    x_T: jax.Array | None
+    indices: Array
+    labels: Array | None
+    x_T: Array | None
     init_scale: np.float32
 
     def run_whole(self, num_frames: int, slots: np.ndarray | None) -> tuple[jax.Array, Frame]:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from ddpm_jax.types import Number
 from ddpm_jax.validation import check, freeze, is_int, is_number, nearest, thaw
 
 ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
@@ -58,23 +59,23 @@ class UNetConfig:
     center_input_sample: bool = False
     time_embedding_type: str = "positional"
     time_embedding_dim: int | None = None
-    freq_shift: int | float = 0
+    freq_shift: Number = 0
     flip_sin_to_cos: bool = True
     down_block_types: tuple[str, ...] = ("DownBlock2D", *["AttnDownBlock2D"] * 3)
     mid_block_type: str | None = "UNetMidBlock2D"
     up_block_types: tuple[str, ...] = (*["AttnUpBlock2D"] * 3, "UpBlock2D")
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
     layers_per_block: int = 2
-    mid_block_scale_factor: int | float = 1
+    mid_block_scale_factor: Number = 1
     downsample_padding: int = 1
     downsample_type: str | None = "conv"
     upsample_type: str | None = "conv"
-    dropout: float = 0.0
+    dropout: Number = 0.0
     act_fn: str = "silu"
     attention_head_dim: int | None = 8
     norm_num_groups: int | None = 32
     attn_norm_num_groups: int | None = None
-    norm_eps: float = 1e-5
+    norm_eps: Number = 1e-5
     resnet_time_scale_shift: str = "default"
     add_attention: bool = True
     class_embed_type: str | None = None

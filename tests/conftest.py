@@ -50,6 +50,13 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+def pytest_configure(config):
+    """Compile quickly rather than well in the fast suite, which does little else; the slow one runs what users run."""
+    if not config.getoption("--slow"):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+
+
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--slow"):
         return

@@ -48,10 +48,10 @@ def download(
     names = None
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     failure: Exception | None = None
-    if not (local_files_only or constants.is_offline_mode()):
+    if not (local_files_only or constants.HF_HUB_OFFLINE):
         try:
-            api = huggingface_hub.HfApi(token=token)
-            names = api.list_repo_files(repo_id, revision=revision)
+            siblings = huggingface_hub.HfApi(token=token).model_info(repo_id, revision=revision).siblings
+            names = [sibling.rfilename for sibling in siblings or []]
         except errors.RevisionNotFoundError as error:
             raise FileNotFoundError(f"{repo_id} has no revision {revision!r} on the hub.") from error
         except errors.GatedRepoError as error:
@@ -59,8 +59,6 @@ def download(
                 f"{repo_id} is gated: ask for access on its page, then log in with `hf auth login` or pass `token`."
             ) from error
         except errors.RepositoryNotFoundError as error:
-            if error.response is not None and error.response.status_code == 401 and token:
-                raise PermissionError(f"The hub refuses this token for {repo_id} (401).") from error
             raise FileNotFoundError(
                 f"There is no model {repo_id} on the hub, and no folder of that name here. If it is private, log in "
                 "with `hf auth login` or pass `token`."
@@ -68,29 +66,44 @@ def download(
         except errors.HfHubHTTPError as error:
             status = error.response.status_code if error.response is not None else None
             if status in (401, 403):
-                raise PermissionError(f"The hub refuses access to {repo_id} ({status}): {error}") from error
+                raise PermissionError(
+                    f"The hub refuses access to {repo_id} ({status}): log in with `hf auth login`, or pass another "
+                    "`token`."
+                ) from error
             failure = error
         except Exception as error:  # whatever the HTTP library of the day raises without a connection
             failure = error
-    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
     if names is None:
-        try:
-            root = huggingface_hub.snapshot_download(repo_id, local_files_only=True, **options)
-        except (errors.LocalEntryNotFoundError, OSError, ValueError) as error:
+        root = _cached(repo_id, prefix, revision, cache_dir)
+        if root is None:
             reason = f"The hub cannot be reached ({failure})" if failure else "Offline"
-            raise FileNotFoundError(
-                f"{reason}, and {repo_id} is not in the cache{f' at {cache_dir}' if cache_dir else ''}."
-            ) from error
-        return Path(root, prefix), Path(root).name
+            place = f" at {cache_dir}" if cache_dir else ""
+            raise FileNotFoundError(f"{reason}, and {repo_id} is not in the cache{place}.") from failure
+        return root / prefix, root.name
     below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     wanted = [f"{prefix}{name}" for name in _wanted(repo_id, below, variant, ema)]
     try:
-        root = huggingface_hub.snapshot_download(repo_id, allow_patterns=wanted, **options)
+        root = huggingface_hub.snapshot_download(
+            repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=wanted
+        )
     except Exception as error:
         raise ConnectionError(
             f"The download of {repo_id} broke off: {error} Call again: what is complete stays in the cache."
         ) from error
     return Path(root, prefix), Path(root).name
+
+
+def _cached(repo_id: str, prefix: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
+    """Return the root of a repository's snapshot in the cache, if a config of it is there."""
+    import huggingface_hub
+
+    for name in (MARKER, "config.json", "unet/config.json", "unet_ema/config.json"):
+        found = huggingface_hub.try_to_load_from_cache(
+            repo_id, f"{prefix}{name}", cache_dir=cache_dir, revision=revision
+        )
+        if isinstance(found, str):
+            return Path(found.removesuffix(f"{prefix}{name}"))
+    return None
 
 
 def _wanted(repo_id: str, names: list[str], variant: str | None, ema: bool | None) -> list[str]:

@@ -15,7 +15,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -238,7 +238,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, file: BinaryIO) -> Any:
+    def run(self, file: io.BufferedIOBase) -> Any:
         """Execute one pickle, from where the file stands up to its STOP."""
         for opcode, argument, _ in pickletools.genops(file):
             name = opcode.name
@@ -396,7 +396,7 @@ def _identity(identity: Any) -> tuple[_Name, str, int, Any]:
     return kind, str(key), count, view[0] if view else None
 
 
-def _read_zip(file: BinaryIO) -> Any:
+def _read_zip(file: io.BufferedIOBase) -> Any:
     archive = zipfile.ZipFile(file)
     entries = {}
     for entry in archive.infolist():
@@ -431,7 +431,7 @@ def _read_zip(file: BinaryIO) -> Any:
     return _Machine(load_storage).run(io.BytesIO(archive.read(f"{root}/data.pkl")))
 
 
-def _read_legacy(file: BinaryIO) -> Any:
+def _read_legacy(file: io.BufferedIOBase) -> Any:
     storages: dict[str, _Storage] = {}
 
     def load_storage(identity: Any) -> _Storage:

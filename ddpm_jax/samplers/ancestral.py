@@ -14,6 +14,7 @@ from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers.base import Sampler, Table
 from ddpm_jax.samplers.grids import timesteps
 from ddpm_jax.schedule import alphas_cumprod, posterior_coefficients, prediction_coefficients
+from ddpm_jax.types import Number
 from ddpm_jax.validation import check, is_number
 
 VARIANCE_TYPES = (
@@ -37,10 +38,10 @@ class ChainSampler(Sampler):
     """
 
     num_steps: int | None = None
-    clip: float | None = 1.0
+    clip: Number | None = 1.0
     thresholding: bool = False
-    dynamic_thresholding_ratio: float = 0.995
-    sample_max_value: float = 1.0
+    dynamic_thresholding_ratio: Number = 0.995
+    sample_max_value: Number = 1.0
     timestep_spacing: str = "leading"
     steps_offset: int = 0
     timesteps: tuple[int, ...] | None = None
@@ -166,7 +167,7 @@ class DDIM(ChainSampler):
     """
 
     num_steps: int | None = 50
-    eta: float = 0.0
+    eta: Number = 0.0
     use_clipped_model_output: bool = False
     set_alpha_to_one: bool = True
 

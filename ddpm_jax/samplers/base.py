@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.config import ScheduleConfig
-from ddpm_jax.types import Array, ImageKeys, Images, NetFn, RandomKey
+from ddpm_jax.types import Array, ImageKeys, Images, NetFn, Number, RandomKey
 
 
 class Switches(NamedTuple):
@@ -77,9 +77,9 @@ class Table:
     eps_coefs: np.ndarray
     mix: np.ndarray
     ends_step: np.ndarray
-    init_scale: float = 1.0
+    init_scale: Number = 1.0
     c_in: np.ndarray | None = None
-    clip: float | None = None
+    clip: Number | None = None
     threshold: tuple[float, float] | None = None
     variance: str = "fixed"
     log_variance: np.ndarray | None = None

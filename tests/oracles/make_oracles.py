@@ -1,0 +1,60 @@
+"""Make the small files of this folder: needs torch (2.13.0 was used). Run from the repository's root.
+
+pickle_zip.bin, pickle_legacy.bin   one state dict of awkward tensors, in both formats of torch.save
+pickle_expected.npz                 what they hold
+module_zip.bin                      a Module's state_dict, whose pickle also carries `_metadata`
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+
+
+def tensors() -> OrderedDict:
+    """Views, shared storages, and a tensor of every kind that checkpoints hold."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(4, 6, generator=generator)
+    return OrderedDict(
+        float=base,
+        tied=base,
+        transposed=base.T,
+        strided=base[1:, ::2],
+        last_row=base[3],
+        double=base.double(),
+        half=base.half(),
+        bfloat16=base.bfloat16(),
+        long=torch.tensor(2**40),
+        int=torch.arange(3, dtype=torch.int32),
+        short=torch.arange(3, dtype=torch.int16),
+        char=torch.arange(-2, 2, dtype=torch.int8),
+        byte=torch.arange(3, dtype=torch.uint8),
+        bool=torch.tensor([True, False]),
+        complex=torch.complex(base[0], base[1]),
+        scalar=torch.tensor(0.5),
+        empty=torch.zeros(0, 3),
+        parameter=torch.nn.Parameter(torch.ones(2, 2)),
+    )
+
+
+def main() -> None:
+    """Write all files."""
+    state_dict = tensors()
+    torch.save(state_dict, HERE / "pickle_zip.bin")
+    torch.save(state_dict, HERE / "pickle_legacy.bin", _use_new_zipfile_serialization=False)
+    expected = {
+        name: (tensor.detach().float() if tensor.dtype == torch.bfloat16 else tensor.detach()).numpy()
+        for name, tensor in state_dict.items()
+    }
+    np.savez_compressed(HERE / "pickle_expected.npz", **expected)
+    torch.manual_seed(0)
+    torch.save(
+        torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict(), HERE / "module_zip.bin"
+    )
+
+
+if __name__ == "__main__":
+    main()

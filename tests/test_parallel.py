@@ -1,0 +1,96 @@
+"""Eight (fake) devices give what one gives. Runs in a process of its own: the others have one device."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_params
+
+import ddpm_jax
+from ddpm_jax import samplers
+
+PROGRAM = """
+import sys
+sys.path[:0] = {path!r}
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+import ddpm_jax
+from conftest import make_params
+from ddpm_jax import samplers, sharding
+from ddpm_jax.checkpoint import load
+
+out = {out!r}
+params, key, sampler = make_params(), jax.random.key(0), samplers.DDPM(num_steps=5)
+assert len(jax.devices()) == 8
+
+eight = ddpm_jax.sample(params, key, 8, sampler=sampler)
+assert len(eight.sharding.device_set) == 8, eight.sharding
+three = ddpm_jax.sample(params, key, 3, sampler=sampler)  # padded to 8 and cut
+assert three.shape[0] == 3
+path = ddpm_jax.sample_path(params, key, 3, sampler=sampler, num_frames=2)
+
+two = sharding.data_mesh(jax.devices()[:2])
+on_two = ddpm_jax.sample(params, key, 4, sampler=sampler, mesh=two)
+assert len(on_two.sharding.device_set) == 2
+placed = jax.device_put(params, jax.devices()[3])  # their owner decides
+there = ddpm_jax.sample(placed, key, 2, sampler=sampler)
+assert there.sharding.device_set == {{jax.devices()[3]}}
+
+noise = jax.jit(
+    lambda key: ddpm_jax.samplers.base.draw_noise(
+        ddpm_jax.samplers.base.image_keys(key, np.arange(8)), 1, (8, 8, 1), "float32"
+    ),
+    out_shardings=jax.sharding.NamedSharding(sharding.data_mesh(), jax.sharding.PartitionSpec("data")),
+)(key)
+np.savez(out + "/images.npz", eight=eight, three=three, on_two=on_two, there=there, last=path.x_0_hat[-1], noise=noise)
+
+spread = sharding.place(params.weights, sharding.data_mesh(), split=False)
+ddpm_jax.save(ddpm_jax.Params(spread, params.config), out + "/saved")
+again = load(out + "/saved")
+assert not any(leaf.committed for leaf in jax.tree.leaves(again))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parallel")
+    program = PROGRAM.format(path=[str(Path(__file__).parent)], out=str(folder))
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
+
+
+def test_images_equal_those_of_one_device(folder):
+    images = np.load(folder / "images.npz")
+    one = np.asarray(ddpm_jax.sample(make_params(), jax.random.key(0), 8, sampler=samplers.DDPM(num_steps=5)))
+    for name, count in (("eight", 8), ("three", 3), ("on_two", 4), ("there", 2), ("last", 3)):
+        # another batch on each device sums convolutions in another order
+        np.testing.assert_allclose(images[name], one[:count], atol=2e-5, err_msg=name)
+
+
+def test_noise_is_bit_equal(folder):
+    from ddpm_jax.samplers.base import draw_noise, image_keys
+
+    one = draw_noise(image_keys(jax.random.key(0), np.arange(8)), 1, (8, 8, 1), "float32")
+    np.testing.assert_array_equal(np.load(folder / "images.npz")["noise"], one)
+
+
+def test_saved_on_eight_loaded_on_one_and_two(folder):
+    params = ddpm_jax.load(folder / "saved")
+    jax.tree.map(np.testing.assert_array_equal, params, make_params())
+    program = f"""
+import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]
+import jax; jax.config.update("jax_num_cpu_devices", 2)
+import numpy as np, ddpm_jax
+from conftest import make_params
+params = ddpm_jax.load({str(folder / "saved")!r})
+jax.tree.map(np.testing.assert_array_equal, params, make_params())
+images = ddpm_jax.sample(params, jax.random.key(0), 2, sampler=ddpm_jax.samplers.DDIM(num_steps=2))
+assert len(images.sharding.device_set) == 2
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]

@@ -1,0 +1,273 @@
+"""The doors to sampling: what they return, how often they compile, what they refuse."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import make_params
+
+import ddpm_jax
+from ddpm_jax import samplers
+from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig
+from ddpm_jax.samplers.base import draw_noise, image_keys
+
+SHORT = ScheduleConfig(num_train_timesteps=12)
+KEY = jax.random.key(0)
+DDIM3 = samplers.DDIM(num_steps=3)
+
+
+@pytest.fixture
+def tiny():
+    return make_params(schedule=SHORT)
+
+
+@contextlib.contextmanager
+def count_compiles():
+    """Count what XLA compiles, wherever it comes from."""
+    compiled = []
+    listen = lambda event, duration, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield compiled
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_shape_range_and_determinism(tiny):
+    images = ddpm_jax.sample(tiny, KEY, 3)
+    assert images.shape == (3, 8, 8, 1) and images.dtype == jnp.float32
+    assert 0 <= images.min() < images.max() <= 1
+    np.testing.assert_array_equal(images, ddpm_jax.sample(tiny, KEY, 3))
+    assert np.any(images != ddpm_jax.sample(tiny, jax.random.key(1), 3))
+
+
+def test_equals_a_python_loop_over_the_network(tiny):
+    """The scan against the definition: one row after another, through `apply` and numpy."""
+    table = samplers.DDPM().table(SHORT)
+    keys = image_keys(KEY, jnp.arange(2))
+    x = np.asarray(draw_noise(keys, 0, (8, 8, 1), jnp.float32))
+    for row in range(12):
+        out = np.asarray(ddpm_jax.apply(tiny, x, int(table.t[row])))
+        x_0_hat = np.clip(table.x_0_coefs[row, 0] * x + table.x_0_coefs[row, 1] * out, -1, 1)
+        noise = np.asarray(draw_noise(keys, row + 1, (8, 8, 1), jnp.float32))
+        x_weight, x_0_weight, _, noise_weight = table.mix[row, 0]
+        x = (x_weight * x + x_0_weight * x_0_hat + noise_weight * noise).astype(np.float32)
+    expected = np.clip((x + 1) / 2, 0, 1)
+    np.testing.assert_allclose(ddpm_jax.sample(tiny, KEY, 2), expected, atol=2e-5)  # 12 forwards of 1e-6
+
+
+class TestCompileCount:
+    def test_everything_that_is_data_shares_one_program(self, tiny):
+        base = samplers.DDIM(num_steps=4)
+        ddpm_jax.sample(tiny, KEY, 4, sampler=base).block_until_ready()
+        other = jax.tree.map(lambda leaf: leaf + 1, tiny)
+        key = jax.random.key(7)
+        with count_compiles() as compiled:
+            ddpm_jax.sample(tiny, KEY, 4, sampler=base)
+            ddpm_jax.sample(other, KEY, 4, sampler=base)
+            ddpm_jax.sample(tiny, key, 4, sampler=base)
+            ddpm_jax.sample(tiny, KEY, np.int64(4), sampler=base)
+            ddpm_jax.sample(tiny, KEY, 4, sampler=samplers.DDIM(num_steps=4, eta=0.7))
+            ddpm_jax.sample(tiny, KEY, 4, sampler=samplers.DDIM(num_steps=4, clip=0.5))
+            ddpm_jax.sample(tiny, KEY, 4, sampler=samplers.DDIM(num_steps=4, timestep_spacing="trailing"))
+            ddpm_jax.sample(tiny, KEY, 4, sampler=samplers.DDIM(timesteps=(11, 8, 5, 0)))
+            ddpm_jax.sample(tiny, KEY, 4, sampler=samplers.DDPM(num_steps=4))
+            ddpm_jax.sample(tiny, KEY, 4, sampler=base, first_index=9)
+        assert compiled == []
+
+    def test_another_batch_size_compiles(self, tiny):
+        ddpm_jax.sample(tiny, KEY, 4, sampler=DDIM3)
+        with count_compiles() as compiled:
+            ddpm_jax.sample(tiny, KEY, 5, sampler=DDIM3)
+        assert compiled  # so that the test above can fail
+
+    def test_apply(self, tiny):
+        x = np.zeros((2, 8, 8, 1), np.float32)
+        ddpm_jax.apply(tiny, x, np.array([1, 2]))
+        with count_compiles() as compiled:
+            ddpm_jax.apply(jax.tree.map(lambda leaf: leaf, tiny), x + 1, np.array([3, 4]))
+        assert compiled == []
+
+
+class TestUnderTransformations:
+    def test_jit_with_weights_as_argument(self, tiny):
+        jitted = jax.jit(lambda params, key: ddpm_jax.sample(params, key, 2, sampler=DDIM3))
+        np.testing.assert_allclose(
+            jitted(tiny, KEY), ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3), atol=1e-5
+        )  # rounding
+
+    def test_jit_with_weights_closed_over(self, tiny):
+        jitted = jax.jit(lambda key: ddpm_jax.sample(tiny, key, 2, sampler=DDIM3))
+        np.testing.assert_allclose(jitted(KEY), ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3), atol=1e-5)
+
+    def test_vmap_over_keys(self, tiny):
+        keys = jax.random.split(jax.random.key(3), 2)
+        mapped = jax.vmap(lambda key: ddpm_jax.sample(tiny, key, 2, sampler=DDIM3))(keys)
+        for i in range(2):
+            np.testing.assert_allclose(mapped[i], ddpm_jax.sample(tiny, keys[i], 2, sampler=DDIM3), atol=1e-5)
+
+    def test_scan_over_keys(self, tiny):
+        keys = jax.random.split(jax.random.key(3), 2)
+        body = lambda carry, key: (carry, ddpm_jax.sample(tiny, key, 1, sampler=DDIM3))
+        _, images = jax.lax.scan(body, None, keys)
+        for i in range(2):
+            np.testing.assert_allclose(images[i], ddpm_jax.sample(tiny, keys[i], 1, sampler=DDIM3), atol=1e-5)
+
+    def test_vmap_over_stacked_models(self, tiny):
+        stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 1.1 * leaf]), tiny)
+        mapped = jax.vmap(lambda params: ddpm_jax.sample(params, KEY, 1, sampler=DDIM3))(stacked)
+        np.testing.assert_allclose(mapped[0], ddpm_jax.sample(tiny, KEY, 1, sampler=DDIM3), atol=1e-5)
+
+    def test_grad_through_the_loop(self, tiny):
+        loss = lambda params: ddpm_jax.sample(params, KEY, 1, sampler=samplers.DDIM(num_steps=2, clip=None)).sum()
+        gradient = jax.tree.leaves(jax.grad(loss)(tiny))
+        assert any(np.abs(leaf).max() > 0 for leaf in gradient)
+
+
+class TestIndependence:
+    def test_noise_is_bit_equal_for_any_batch(self):
+        eight = draw_noise(image_keys(KEY, jnp.arange(8)), 5, (8, 8, 1), jnp.float32)
+        one = draw_noise(image_keys(KEY, jnp.array([6])), 5, (8, 8, 1), jnp.float32)
+        np.testing.assert_array_equal(eight[6], one[0])
+
+    def test_images_do_not_depend_on_the_batch_size(self, tiny):
+        eight = np.asarray(ddpm_jax.sample(tiny, KEY, 8))
+        for size in (1, 3):
+            # convolutions are summed in another order for another batch size: 12 steps of 1e-6
+            np.testing.assert_allclose(ddpm_jax.sample(tiny, KEY, size), eight[:size], atol=2e-5)
+
+    def test_first_index_continues_a_set(self, tiny):
+        eight = np.asarray(ddpm_jax.sample(tiny, KEY, 8))
+        np.testing.assert_allclose(ddpm_jax.sample(tiny, KEY, 3, first_index=5), eight[5:], atol=2e-5)
+
+    def test_keys_of_both_styles(self, tiny):
+        old = jax.random.PRNGKey(0)
+        np.testing.assert_array_equal(
+            ddpm_jax.sample(tiny, old, 2, sampler=DDIM3), ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3)
+        )
+
+
+def test_x_T_is_used_and_not_donated(tiny):
+    x_T = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 1)), jnp.float32)
+    first = ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3, x_T=x_T)
+    np.testing.assert_array_equal(first, ddpm_jax.sample(tiny, jax.random.key(5), 2, sampler=DDIM3, x_T=x_T))
+    drawn = draw_noise(image_keys(KEY, jnp.arange(2)), 0, (8, 8, 1), jnp.float32)
+    np.testing.assert_allclose(
+        ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3, x_T=drawn), ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3), atol=1e-6
+    )
+
+
+def test_class_labels_reach_the_network():
+    params = make_params(num_class_embeds=3, schedule=SHORT)
+    two = ddpm_jax.sample(params, KEY, 2, sampler=DDIM3, class_labels=np.array([0, 2]))
+    all_2 = ddpm_jax.sample(params, KEY, 2, sampler=DDIM3, class_labels=2)
+    np.testing.assert_allclose(two[1], all_2[1], atol=1e-6)
+    assert np.abs(two[0] - all_2[0]).max() > 1e-3
+
+
+def test_learned_variance_is_sampled_from_the_checkpoints_config():
+    params = make_params(out_channels=2, schedule=SHORT)
+    learned = Config(params.config.unet, SHORT, SamplerConfig("DDPMScheduler", (("variance_type", "learned_range"),)))
+    with_variance = ddpm_jax.sample(ddpm_jax.Params(params.weights, learned), KEY, 1)
+    without = ddpm_jax.sample(params, KEY, 1)
+    assert np.all(np.isfinite(with_variance)) and np.abs(with_variance - without).max() > 1e-3
+
+
+def test_none_follows_the_checkpoint(tiny):
+    ddim = Config(tiny.config.unet, SHORT, SamplerConfig("DDIMScheduler", (("clip_sample", False),)))
+    images = ddpm_jax.sample(
+        ddpm_jax.Params(tiny.weights, ddim), KEY, 1, sampler=samplers.from_config(ddim.sampler, num_steps=6)
+    )
+    direct = ddpm_jax.sample(tiny, KEY, 1, sampler=samplers.DDIM(num_steps=6, clip=None))
+    np.testing.assert_array_equal(images, direct)
+    by_name = ddpm_jax.sample(make_params(), KEY, 1, sampler="ddim")
+    np.testing.assert_array_equal(by_name, ddpm_jax.sample(make_params(), KEY, 1, sampler=samplers.DDIM()))
+
+
+def test_path(tiny):
+    path = ddpm_jax.sample_path(tiny, KEY, 2, num_frames=4)
+    assert path.x_t.shape == path.x_0_hat.shape == (4, 2, 8, 8, 1)
+    assert path.t.tolist() == [11, 7, 4, 0]
+    images = ddpm_jax.sample(tiny, KEY, 2)
+    np.testing.assert_allclose(path.x_0_hat[-1], images, atol=1e-6)  # another program: rounding
+    x_T = draw_noise(image_keys(KEY, jnp.arange(2)), 0, (8, 8, 1), jnp.float32)
+    np.testing.assert_allclose(path.x_t[0], np.clip((x_T + 1) / 2, 0, 1), atol=1e-6)
+    assert ddpm_jax.sample_path(tiny, KEY, 1, num_frames=1).t.tolist() == [0]
+    assert ddpm_jax.sample_path(tiny, KEY, 1, num_frames=12).t.tolist() == list(range(12))[::-1]
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 12, 50])
+def test_chunks(tiny, chunk):
+    seen = list(ddpm_jax.sample_chunks(tiny, KEY, 2, chunk=chunk))
+    done = [item[0] for item in seen]
+    assert done == [*range(chunk, 12, chunk), 12] and all(item[1] == 12 for item in seen)
+    np.testing.assert_allclose(seen[-1][2], ddpm_jax.sample(tiny, KEY, 2), atol=1e-6)  # another program: rounding
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("batch_size", [0, -3])
+    def test_batch_size(self, tiny, batch_size):
+        with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+            ddpm_jax.sample(tiny, KEY, batch_size)
+
+    @pytest.mark.parametrize("batch_size", [2.0, "2", True, None])
+    def test_batch_size_type(self, tiny, batch_size, untyped):
+        with pytest.raises(TypeError, match="`batch_size` must be an integer"):
+            ddpm_jax.sample(tiny, KEY, batch_size)
+
+    def test_x_T_shape(self, tiny, untyped):
+        with pytest.raises(ValueError, match=r"`x_T` has shape \(2, 8, 8, 3\); it must be \(2, 8, 8, 1\)"):
+            ddpm_jax.sample(tiny, KEY, 2, x_T=np.zeros((2, 8, 8, 3), np.float32))
+
+    def test_plain_dict(self, tiny, untyped):
+        with pytest.raises(TypeError, match="A plain dict of weights becomes one"):
+            ddpm_jax.sample(tiny.weights, KEY, 2)
+
+    def test_sampler(self, tiny, untyped):
+        with pytest.raises(TypeError, match="`sampler` must be a sampler"):
+            ddpm_jax.sample(tiny, KEY, 2, sampler=samplers.DDIM)
+        with pytest.raises(ValueError, match="There is no sampler 'euler'"):
+            ddpm_jax.sample(tiny, KEY, 2, sampler="euler")
+
+    def test_scheduler_that_is_not_built(self, tiny):
+        config = Config(tiny.config.unet, SHORT, SamplerConfig("PNDMScheduler"))
+        params = ddpm_jax.Params(tiny.weights, config)
+        with pytest.raises(ValueError, match="PNDMScheduler"):
+            ddpm_jax.sample(params, KEY, 2)
+        assert ddpm_jax.apply(params, np.zeros((1, 8, 8, 1), np.float32), 3).shape == (1, 8, 8, 1)
+
+    def test_too_many_steps(self, tiny):
+        with pytest.raises(ValueError, match="from 1 to 12"):
+            ddpm_jax.sample(tiny, KEY, 2, sampler=samplers.DDIM(num_steps=13))
+
+    def test_class_labels(self, tiny):
+        with pytest.raises(ValueError, match="has no classes"):
+            ddpm_jax.sample(tiny, KEY, 2, class_labels=1)
+        with pytest.raises(ValueError, match="needs `class_labels`"):
+            ddpm_jax.sample(make_params(num_class_embeds=3, schedule=SHORT), KEY, 2)
+
+    def test_no_sample_size(self):
+        with pytest.raises(ValueError, match="no `sample_size`"):
+            ddpm_jax.sample(make_params(sample_size=None, schedule=SHORT), KEY, 2)
+
+    def test_channels(self):
+        with pytest.raises(ValueError, match="puts out 3 channels for 1 of the image"):
+            ddpm_jax.sample(make_params(out_channels=3, schedule=SHORT), KEY, 2)
+
+    def test_key(self, tiny, untyped):
+        with pytest.raises(TypeError, match="`key` must be one key"):
+            ddpm_jax.sample(tiny, 0, 2)
+        with pytest.raises(TypeError, match="`key` must be one key"):
+            ddpm_jax.sample(tiny, jax.random.split(jax.random.key(8), 2), 2)
+
+    def test_frames_and_chunks(self, tiny):
+        with pytest.raises(ValueError, match="`num_frames` 13 is more than the 12 steps"):
+            ddpm_jax.sample_path(tiny, KEY, 1, num_frames=13)
+        with pytest.raises(ValueError, match="`chunk` must be at least 1"):
+            ddpm_jax.sample_chunks(tiny, KEY, 1, chunk=0)
+        with pytest.raises(TypeError, match="There is no argument `steps`"):
+            ddpm_jax.sample_path(tiny, KEY, 1, steps=3)
+
+    def test_first_index(self, tiny):
+        with pytest.raises(ValueError, match="`first_index` must not be negative"):
+            ddpm_jax.sample(tiny, KEY, 1, first_index=-1)
