@@ -17,12 +17,11 @@ class UNet(nn.Module):
     given as a Python float is not cut to an integer (diffusers issue 13654).
 
     Example:
-        >>> config = UNetConfig(block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",),
-        ...                     up_block_types=("UpBlock2D",))
-        >>> x, t = jnp.zeros((2, 4, 4, 3)), jnp.array([0, 9])
-        >>> variables = UNet(config).init(jax.random.key(0), x, t)
-        >>> UNet(config).apply(variables, x, t).shape
-        (2, 4, 4, 3)
+        >>> params = ddpm_jax.load()
+        >>> network = UNet(params.config.unet)
+        >>> x = jnp.zeros((2, 16, 16, 1))
+        >>> jax.jit(network.apply)({"params": params.weights}, x, jnp.array([0, 9])).shape
+        (2, 16, 16, 1)
     """
 
     config: UNetConfig

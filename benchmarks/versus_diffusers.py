@@ -1,0 +1,203 @@
+"""Us and diffusers on the same jobs, in processes that take turns.
+
+    python benchmarks/versus_diffusers.py                    # all jobs, five rounds
+    python benchmarks/versus_diffusers.py --jobs forward-cifar10-b1 ddim-cifar10-b4 --rounds 3
+
+A job runs in a fresh process a round and peer, so that no thread pool meets another's. Ratios are taken within a round and
+their median is printed: only they count on a shared machine. Peers: diffusers' eager PyTorch, the same with channels_last, both
+in inference mode. Weights are random; the time of a network does not depend on them. Needs the `parity` extra.
+
+Jobs:
+    forward-NET-bB    one forward, the median of some after warming up
+    ddim-NET-bB       50 DDIM steps in one program (ours) or loop (theirs), after warming up; and peak memory
+    program-NET-bB    the same from the start of the process to PNG files, imports, loading and compiling included
+    compile-NET-bB    tracing and compiling the first time that we sample (ours alone)
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+JOBS = (
+    *("forward-cifar10-b1", "forward-cifar10-b4", "forward-cifar10-b16", "forward-cat256-b1"),
+    *("ddim-cifar10-b4", "program-cifar10-b4", "compile-cat256-b1"),
+)
+PEERS = ("ours", "eager", "channels_last")
+GOOGLE = {
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+NETS = {
+    "cifar10": {
+        "sample_size": 32,
+        "block_out_channels": (128, 256, 256, 256),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    },
+    "cat256": {
+        "sample_size": 256,
+        "block_out_channels": (128, 128, 256, 256, 512, 512),
+        "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+    },
+}
+REPEATS = {"cifar10": 10, "cat256": 3}
+
+
+def main() -> None:
+    """Run rounds of all peers and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", nargs="+", default=JOBS, help="some of " + ", ".join(JOBS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
+    parser.add_argument("--worker", nargs=3, metavar=("JOB", "PEER", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(work(*options.worker)))
+        return
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions()}", flush=True)
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for net in sorted({job.split("-")[1] for job in options.jobs}):
+            subprocess.run([sys.executable, "-c", MAKE, net, folder, json.dumps(NETS[net] | GOOGLE)], check=True)
+        for job in options.jobs:
+            peers = PEERS[:1] if job.startswith("compile") else PEERS
+            rounds = []
+            for _ in range(options.rounds):
+                rounds.append({peer: launch(job, peer, folder) for peer in peers})
+            results[job] = rounds
+            report(job, peers, rounds)
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+MAKE = """
+import json, sys
+from pathlib import Path
+import jax, ddpm_jax
+net, folder, items = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+config = ddpm_jax.Config(ddpm_jax.UNetConfig(**items))
+ddpm_jax.save(ddpm_jax.init(jax.random.key(0), config, scheme="torch"), folder / net, format="diffusers")
+"""
+
+
+def versions() -> str:
+    """The versions of what is compared."""
+    from importlib.metadata import version
+
+    return ", ".join(f"{name} {version(name)}" for name in ("ddpm-jax", "jax", "torch", "diffusers"))
+
+
+def launch(job: str, peer: str, folder: str) -> dict[str, float]:
+    """Run one job of one peer in a process of its own."""
+    start = time.perf_counter()
+    command = [sys.executable, __file__, "--worker", job, peer, folder]
+    result = subprocess.run(command, capture_output=True, text=True)
+    elapsed = time.perf_counter() - start
+    if result.returncode:
+        raise RuntimeError(f"{job} {peer} failed:\n{result.stderr[-2000:]}")
+    numbers = json.loads(result.stdout.splitlines()[-1])
+    if job.startswith("program"):
+        numbers["seconds"] = elapsed
+    return numbers
+
+
+def report(job: str, peers: tuple[str, ...], rounds: list[dict[str, dict[str, float]]]) -> None:
+    """Print medians over the rounds, and ours over theirs within each round."""
+    for peer in peers:
+        seconds = statistics.median(numbers[peer]["seconds"] for numbers in rounds)
+        memory = statistics.median(numbers[peer]["peak_mb"] for numbers in rounds)
+        line = f"{job:22s} {peer:14s} {seconds:9.3f} s   peak {memory:6.0f} MB"
+        if peer != "ours":
+            for name in ("seconds", "peak_mb"):
+                ratios = sorted(numbers["ours"][name] / numbers[peer][name] for numbers in rounds)
+                line += f"   ours/it {name} {statistics.median(ratios):.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
+        print(line, flush=True)
+
+
+def work(job: str, peer: str, folder: str) -> dict[str, float]:
+    """Do a job, in this process."""
+    kind, net, batch = job.split("-")
+    arguments = (Path(folder) / net, int(batch[1:]), REPEATS[net], Path(folder))
+    seconds = (ours if peer == "ours" else theirs)(kind, *arguments, **({"layout": peer} if peer != "ours" else {}))
+    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def timed(function, repeats: int) -> float:
+    """Median seconds of a function, after one call to warm up."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def ours(kind: str, model: Path, batch: int, repeats: int, folder: Path) -> float:
+    """Time ddpm_jax."""
+    import jax
+    import numpy as np
+
+    import ddpm_jax
+    from ddpm_jax import samplers
+
+    params = ddpm_jax.load(model)
+    size = params.config.unet.sample_size
+    sample = lambda: ddpm_jax.sample(params, jax.random.key(0), batch, sampler=samplers.DDIM()).block_until_ready()
+    if kind == "forward":
+        x = np.random.default_rng(0).standard_normal((batch, size, size, 3)).astype(np.float32)
+        return timed(lambda: ddpm_jax.apply(params, x, 500).block_until_ready(), repeats)
+    if kind == "ddim":
+        return timed(sample, 1)
+    if kind == "program":
+        for i, image in enumerate(ddpm_jax.to_pil(sample())):
+            image.save(folder / f"ours{i}.png")
+        return 0.0
+    heard = []  # what the first call of a sampler spends on tracing, lowering and compiling; the loop's length is no matter
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: heard.append(duration) if event.startswith("/jax/core/compile/") else None
+    )
+    ddpm_jax.sample(params, jax.random.key(0), batch, sampler=samplers.DDIM(num_steps=1)).block_until_ready()
+    return sum(heard)
+
+
+def theirs(kind: str, model: Path, batch: int, repeats: int, folder: Path, layout: str) -> float:
+    """Time diffusers."""
+    import torch
+    from diffusers import DDIMPipeline, DDPMPipeline
+
+    pipeline = DDPMPipeline.from_pretrained(model)
+    pipeline = DDIMPipeline(unet=pipeline.unet, scheduler=pipeline.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    net = pipeline.unet.eval()
+    if layout == "channels_last":
+        net.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        if kind == "forward":
+            x = torch.randn(batch, 3, net.config.sample_size, net.config.sample_size)
+            if layout == "channels_last":
+                x = x.to(memory_format=torch.channels_last)
+            return timed(lambda: net(x, 500), repeats)
+        generator = torch.Generator().manual_seed(0)
+        sample = lambda: pipeline(batch_size=batch, generator=generator, num_inference_steps=50).images
+        if kind == "ddim":
+            return timed(sample, 1)
+        for i, image in enumerate(sample()):
+            image.save(folder / f"theirs{i}.png")
+        return 0.0
+
+
+if __name__ == "__main__":
+    main()
