@@ -3,9 +3,10 @@
     python benchmarks/versus_diffusers.py                    # all jobs, five rounds
     python benchmarks/versus_diffusers.py --jobs forward-cifar10-b1 ddim-cifar10-b4 --rounds 3
 
-A job runs in a fresh process a round and peer, so that no thread pool meets another's. Ratios are taken within a round and
-their median is printed: only they count on a shared machine. Peers: diffusers' eager PyTorch, the same with channels_last, both
-in inference mode. Weights are random; the time of a network does not depend on them. Needs the `parity` extra.
+A job runs in a fresh process a round and peer, so that no thread pool meets another's. Ratios are taken within a round
+and their median is printed: only they count on a shared machine. Peers: diffusers' eager PyTorch, the same with
+channels_last, both in inference mode. Weights are random; the time of a network does not depend on them. Needs the
+`parity` extra.
 
 Jobs:
     forward-NET-bB    one forward, the median of some after warming up
@@ -165,7 +166,7 @@ def ours(kind: str, model: Path, batch: int, repeats: int, folder: Path) -> floa
         for i, image in enumerate(ddpm_jax.to_pil(sample())):
             image.save(folder / f"ours{i}.png")
         return 0.0
-    heard = []  # what the first call of a sampler spends on tracing, lowering and compiling; the loop's length is no matter
+    heard = []  # what the first call spends on tracing, lowering and compiling, whatever the loop's length
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, duration, **_: heard.append(duration) if event.startswith("/jax/core/compile/") else None
     )

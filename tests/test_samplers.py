@@ -170,6 +170,40 @@ def test_full_loops_with_added_noise():
     np.testing.assert_allclose(np.abs(x).sum(), 354.541809, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "make, total",
+    [
+        (lambda t: DDPM(timesteps=(t, *([t - 1] if t else []))), 1153.1833),
+        (lambda t: DDIM(timesteps=(t,)), 1147.7904),
+    ],
+)
+def test_batch_step_no_noise(make, total):
+    """diffusers' parallel schedulers: one step of three batches at t = 0, 1, 2, without noise."""
+    starts = (_start(), _start() + np.float32(0.1), _start() - np.float32(0.1))
+    ended = 0.0
+    for t, start in enumerate(starts):
+        table = make(t).table(EPS)
+        first = {
+            field.name: getattr(table, field.name)[:1]
+            for field in dataclasses.fields(table)
+            if isinstance(getattr(table, field.name), np.ndarray)
+        }
+        one = dataclasses.replace(table, **first)
+        noise = np.zeros((1, 4, 8, 8, 3), np.float32)
+        x = samplers.run(dummy, one, _nhwc(start), jax.random.key(0), noise=noise)
+        ended += np.abs(np.asarray(x)).sum(dtype=np.float64)
+    assert abs(ended - total) < 1e-2  # diffusers' own tolerance
+
+
+def test_variances_equal_diffusers():
+    """`_get_variance` of test_scheduler_ddpm.py and test_scheduler_ddim.py, with their tolerance."""
+    std = DDPM().table(EPS).mix[::-1, 0, 3]
+    np.testing.assert_allclose(std[[0, 487, 999]] ** 2, [0.0, 0.00979, 0.02], atol=1e-5)
+    for t, s, variance in ((420, 400, 0.14771), (980, 960, 0.32460), (487, 486, 0.00979), (999, 998, 0.02)):
+        std = DDIM(timesteps=(t, s), eta=1.0).table(EPS).mix[0, 0, 3]
+        np.testing.assert_allclose(std**2, variance, atol=1e-5)
+
+
 def test_learned_range_equals_diffusers():
     model = lambda x, t: jnp.concatenate([dummy(x, t), jnp.tanh(dummy(x, t))], axis=-1)
     x = run(DDPM(num_steps=10, variance_type="learned_range"), model=model, seed=0)
@@ -215,6 +249,11 @@ NONLINEAR_ROWS = [
         *(EPS, 0, 311.23340, -0.1458171, (-0.105425, 0.208831)),
     ),
     (DDIM(num_steps=10, clip=0.3), EPS, None, 77.25220, -0.1005888, (-0.095132, -0.143493)),
+    (DDPM(), EPS, 0, 262.56082, -0.1384519, (-0.402294, -0.95572)),
+    (
+        DDIM(num_steps=10, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=2.0),
+        *(EPS, None, 83.50075, -0.0991734, (-0.108813, -0.109618)),
+    ),
     (DDIM(num_steps=10), V, None, 261.38339, 0.2113913, (0.994309, 0.991994)),
     (DDIM(num_steps=10), X0, None, 624.30884, 0.4004046, (0.91138, 0.913228)),
 ]
@@ -261,6 +300,7 @@ GAUSSIAN_ROWS = [
     (DDIM(num_steps=10, timestep_spacing="trailing"), EPS, None, 230.66953, 0.3003509, 0.1186273, 0.1333569),
     (DDIM(num_steps=25, timestep_spacing="trailing"), EPS, None, 230.78528, 0.3005017, 0.1695551, 0.0618155),
     (DDIM(num_steps=10, eta=1.0), EPS, 0, 227.43039, 0.2938353, 0.1360161, 0.3808593),
+    (DDIM(num_steps=25, eta=1.0), EPS, 0, 233.42209, 0.2963878, 0.1843670, 0.4478538),
     (DDIM(num_steps=10), V, None, 230.34213, 0.2999246, 0.1242568, 0.1250057),
     (DDIM(num_steps=25), V, None, 230.65172, 0.3003277, 0.1725548, 0.0574189),
 ]
