@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args=sys.argv[1:] if argv is None else argv,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"ddpm-jax: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -126,7 +126,8 @@ def sample(
                 class_labels=class_label,
                 first_index=first + batch * batch_size,
             )
-            print("compiling ...", end="\r", file=sys.stderr, flush=True) if batch == 0 else None
+            if batch == 0:
+                print("compiling ...", end="\r", file=sys.stderr, flush=True)
             for done, total, x_0_hat in steps_of_batch:
                 x_0_hat.block_until_ready()
                 steps_done = batch * total + done

@@ -18,9 +18,9 @@ _programs: dict[Hashable, jax.stages.Compiled] = {}
 def call(function: Callable, static: Hashable, *args: Any) -> Any:
     """Return function(static, *args), through a compiled program wherever that is possible.
 
-    Compiles once for each `function`, `static`, tree structure, shapes, dtypes and shardings. Where an
-    argument is a tracer (somebody jits, vmaps or differentiates the caller) the function is jitted without options,
-    which XLA refuses inside another program: it becomes a part of the caller's.
+    Compiles once for each `function`, `static`, tree structure, shapes, dtypes and shardings. Where an argument is a
+    tracer (somebody jits, vmaps or differentiates the caller) the function is jitted without options, which XLA
+    refuses inside another program: it becomes a part of the caller's.
     """
     leaves, structure = jax.tree.flatten(args)
     leaves = [leaf if isinstance(leaf, jax.Array) else jax.numpy.asarray(leaf) for leaf in leaves]
@@ -47,8 +47,3 @@ def _compile(function: Callable, static: Hashable, args: tuple) -> jax.stages.Co
         return lowered.compile()
     log.info("Compiled %s with %s.", function.__name__, _CPU_OPTIONS)
     return compiled
-
-
-def clear() -> None:
-    """Forget all compiled programs, and free their memory."""
-    _programs.clear()

@@ -271,8 +271,9 @@ def _prepare(params, key, batch_size, sampler, class_labels, x_T, first_index, m
     if mesh is not None:
         padding = -batch_size % mesh.shape[mesh.axis_names[0]]
         indices, x_T, labels = (None if array is None else _padded(array, padding) for array in (indices, x_T, labels))
-        weights, key = sharding.place((weights, key), mesh, split=False)
-        indices, x_T, labels = sharding.place((indices, x_T, labels), mesh, split=True)
+        if not traced:
+            weights, key = sharding.place((weights, key), mesh, split=False)
+            indices, x_T, labels = sharding.place((indices, x_T, labels), mesh, split=True)
     static = _Static(params.config, table.switches, mesh, batch_size)
     init_scale = np.float32(table.init_scale)
     return _Job(static, table, weights, key, indices, labels, x_T, init_scale)

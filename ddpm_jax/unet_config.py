@@ -25,6 +25,8 @@ _OLD_UNET_NAMES = {
     "resnet_eps": "norm_eps",
     "num_head_channels": "attention_head_dim",
 }
+# Fields that diffusers does not have.
+_OURS = ("dtype", "remat")
 # diffusers' `EMAModel.save_pretrained` writes these into the config.json of `unet_ema/`.
 _EMA_NAMES = (
     *("decay", "inv_gamma", "power", "min_decay", "optimization_step"),
@@ -38,8 +40,8 @@ class UNetConfig:
 
     Two fields are ours and say how to compute, not what: `dtype` ("float32" or "bfloat16", for convolutions and
     dense layers; weights, statistics and softmax stay float32) and `remat` (recompute each block's
-    activations in the backward pass instead of keeping them). They stand in our own folders, and never in a
-    diffusers `config.json`.
+    activations in the backward pass instead of keeping them). They are chosen when a checkpoint is opened, or by
+    `dataclasses.replace`, and stand in no file.
 
     Raises:
         ValueError: a value out of range, block tuples of unequal length, a group count that does not divide, an
@@ -211,12 +213,7 @@ class UNetConfig:
             )
 
     def _check_groups(self):
-        plain = [
-            width
-            for blocks, widths in self._levels()
-            for block, width in zip(blocks, widths, strict=True)
-            if "Skip" not in block
-        ]
+        plain = [width for block, width in self._levels() if "Skip" not in block]
         check(
             self.norm_num_groups is not None or not plain,
             "`norm_num_groups` is null, which only the skip blocks allow; these levels need a number.",
@@ -238,12 +235,7 @@ class UNetConfig:
                     groups is None or (groups > 0 and mid % groups == 0),
                     f"`{name}` {groups} does not divide the {mid} channels of the mid block.",
                 )
-        attended = [
-            width
-            for blocks, widths in self._levels()
-            for block, width in zip(blocks, widths, strict=True)
-            if "Attn" in block
-        ]
+        attended = [width for block, width in self._levels() if "Attn" in block]
         if self.mid_block_type is not None and self.add_attention:
             attended.append(mid)
         for width in attended:
@@ -283,17 +275,17 @@ class UNetConfig:
                     self.out_channels == 3,
                     f"{block} needs `out_channels` 3 (its skip path is fixed to 3), not {self.out_channels}.",
                 )
-        for blocks, widths in self._levels():
-            for block, width in zip(blocks, widths, strict=True):
-                if block.startswith("AttnSkip"):
-                    check(
-                        width % 32 == 0,
-                        f"{block} normalises its attention in 32 groups, which do not divide its {width} channels.",
-                    )
+        for block, width in self._levels():
+            check(
+                not block.startswith("AttnSkip") or width % 32 == 0,
+                f"{block} normalises its attention in 32 groups, which do not divide its {width} channels.",
+            )
 
-    def _levels(self):
-        widths = self.block_out_channels
-        return (self.down_block_types, widths), (self.up_block_types, widths[::-1])
+    def _levels(self) -> list[tuple[str, int]]:
+        """Every block with its width, down and up."""
+        down = zip(self.down_block_types, self.block_out_channels, strict=True)
+        up = zip(self.up_block_types, self.block_out_channels[::-1], strict=True)
+        return [*down, *up]
 
     @classmethod
     def from_dict(cls, items: dict[str, Any]) -> "UNetConfig":
@@ -309,7 +301,7 @@ class UNetConfig:
             >>> UNetConfig.from_dict({"_class_name": "UNet2DModel", "resnet_eps": 1e-6}).norm_eps
             1e-06
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)} - set(_OURS)
         values = {}
         for name, value in items.items():
             if name.startswith("_") or name in _EMA_NAMES:
@@ -322,4 +314,4 @@ class UNetConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that diffusers knows, as JSON values."""
         items = {f.name: thaw(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return {name: value for name, value in items.items() if name not in ("dtype", "remat")}
+        return {name: value for name, value in items.items() if name not in _OURS}

@@ -459,9 +459,10 @@ def test_grids(spacing, offset, expected):
         ((1000,), "must lie in 0 .. 999"),
         ((5, -1), "must lie in 0 .. 999"),
         ((), "must be a list of integers"),
+        ((900.5, 0.0), "must be a list of integers"),
     ],
 )
-def test_bad_custom_timesteps(custom, message):
+def test_bad_custom_timesteps(custom, message, untyped):
     with pytest.raises(ValueError, match=message):
         DDPM(timesteps=custom).table(EPS)
 
@@ -478,6 +479,7 @@ def test_offset_beyond_the_schedule():  # diffusers issue 10003: an IndexError i
         (DDPM, {"clip": -1.0}, "`clip` must be a positive number"),
         (DDPM, {"dynamic_thresholding_ratio": 1.5}, "`dynamic_thresholding_ratio`"),
         (DDPM, {"sample_max_value": 0.0}, "`sample_max_value`"),
+        (DDPM, {"steps_offset": -1}, "`steps_offset` must be a non-negative integer"),
         (DDIM, {"eta": 1.5}, r"`eta` must be in \[0, 1\]"),
     ],
 )

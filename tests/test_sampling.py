@@ -9,7 +9,7 @@ import pytest
 from conftest import make_params
 
 import ddpm_jax
-from ddpm_jax import samplers
+from ddpm_jax import compilation, samplers, sharding
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig
 from ddpm_jax.samplers.base import draw_noise, image_keys
 
@@ -89,6 +89,16 @@ class TestCompileCount:
         assert compiled == []
 
 
+def test_an_option_that_xla_does_not_know_is_left_out(tiny, monkeypatch, caplog):
+    monkeypatch.setattr(compilation, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    monkeypatch.setattr(compilation, "_programs", {})
+    with caplog.at_level("INFO"):
+        images = ddpm_jax.sample(tiny, KEY, 1, sampler=DDIM3)
+    assert "xla_cpu_no_such_option" in caplog.text and "compiled without" in caplog.text
+    monkeypatch.undo()
+    np.testing.assert_allclose(images, ddpm_jax.sample(tiny, KEY, 1, sampler=DDIM3), atol=1e-5)  # another library
+
+
 class TestUnderTransformations:
     def test_jit_with_weights_as_argument(self, tiny):
         jitted = jax.jit(lambda params, key: ddpm_jax.sample(params, key, 2, sampler=DDIM3))
@@ -99,6 +109,11 @@ class TestUnderTransformations:
     def test_jit_with_weights_closed_over(self, tiny):
         jitted = jax.jit(lambda key: ddpm_jax.sample(tiny, key, 2, sampler=DDIM3))
         np.testing.assert_allclose(jitted(KEY), ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3), atol=1e-5)
+
+    def test_a_mesh_under_jit(self, tiny):
+        mesh = sharding.data_mesh()
+        jitted = jax.jit(lambda params, key: ddpm_jax.sample(params, key, 2, sampler=DDIM3, mesh=mesh))
+        np.testing.assert_allclose(jitted(tiny, KEY), ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3), atol=1e-5)
 
     def test_vmap_over_keys(self, tiny):
         keys = jax.random.split(jax.random.key(3), 2)

@@ -3,6 +3,8 @@
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -161,11 +163,18 @@ EVIL = {
     "expanded": ({"w": tensor(shape=(2**40, 1), strides=(0, 1))}, "an expanded tensor"),
     "sides and strides": ({"w": tensor(shape=(2, 2, 2))}, "3 sides and 2 strides"),
     "fractional side": ({"w": tensor(shape=(2.0, 2))}, "negative or broken"),
+    "fractional offset": ({"w": tensor(offset=0.0)}, "negative or broken"),
     "oversized storage": ({"w": tensor(Storage(2**40))}, "has 16 bytes, not"),
     "no storage": ({"w": Call("torch._utils", "_rebuild_tensor_v2", [1], 0, (1,), (1,), False, {})}, "no storage"),
     "no tensor": ({"w": Call("torch._utils", "_rebuild_parameter", 3, False, {})}, "no tensor"),
+    "size from a list of lists": (Call("torch", "Size", [[1]]), "negative or broken shape"),
+    "too many sides": ({"w": tensor(shape=(1,) * 65)}, "more than 64 sides"),
+    "OrderedDict of a dict": (Call("collections", "OrderedDict", {}), "no list of pairs"),
+    "long text": (Call("_codecs", "encode", "x" * 5000, "latin1"), "_codecs.encode is called"),
+    "a tuple as a key": ({("a", 1): tensor()}, "has a tuple as a key"),
+    "a huge int as a key": ({2**61 - 1: tensor()}, "has 2305843009213693951 as a key"),
     "a list": ([tensor()], "holds a list, not a state dict"),
-    "other things": ({"w": tensor(), "epoch": 3}, r"holds more than tensors by name \(epoch\)"),
+    "other things": ({"w": tensor(), "epoch": 3}, r"holds more than tensors by name \('epoch'\)"),
     "no names": ({1: tensor()}, "holds more than tensors"),
 }
 
@@ -203,6 +212,67 @@ RAW = {
     "protocol": (b"\x80\x09}.", "unknown protocol 9"),
     "other persistent id": (b"\x80\x02" + _unicode("file") + b"Q.", "which is no storage"),
 }
+
+
+def _doubling(times):
+    """A tuple of itself twice, again and again: 2^times leaves in a few bytes."""
+    return b")q\x00" + b"h\x00h\x00\x86q\x00" * times
+
+
+FLOODS = {
+    "doubling as a storage": b"\x80\x02" + _doubling(60) + b"Q.",
+    "doubling as a key": b"\x80\x02}" + _doubling(60) + b"Ns.",
+    "doubling as a name": b"\x80\x04" + _doubling(60) + _unicode("x") + b"\x93.",
+    "doubling as a call": b"\x80\x02" + _doubling(60) + b")R.",
+    "doubling as a dtype": b"\x80\x02ctorch._utils\n_rebuild_tensor_v3\n(NNNNNN" + _doubling(60) + b"tR.",
+    "deep as a key": b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns.",
+    "deep as the result": b"\x80\x02)" + b"\x85" * 1_000_000 + b".",
+    "endless": b"\x80\x02" + b"]" * 3_000_000 + b".",
+    "a list within itself": b"\x80\x02]q\x00h\x00a.",
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_floods_are_refused_at_once(tmp_path, name):
+    """In a process of its own, with little memory and time: what goes wrong here goes wrong badly."""
+    path = write(tmp_path / "x.bin", data=FLOODS[name])
+    program = f"""
+import resource
+import ddpm_jax.checkpoint.torch_pickle as reader
+resource.setrlimit(resource.RLIMIT_AS, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 6 * 2**30,) * 2)
+try:
+    reader.read_torch_pickle({str(path)!r})
+except ValueError as error:
+    print("refused", str(error)[-200:])
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout.startswith("refused"), result.stderr[-2000:]
+
+
+def test_copies_of_the_same_bytes(tmp_path):
+    """Small files must not become large arrays, but a few tied weights are usual."""
+    content = {f"w{i}": tensor(Storage(4096), shape=(64, 64), strides=(1, 64)) for i in range(200)}
+    storages = {"0": np.arange(4096, dtype=np.float32).tobytes()}
+    with pytest.raises(ValueError, match="copies of the same bytes"):
+        read_torch_pickle(write(tmp_path / "x.bin", content, storages=storages))
+    few = {name: content[name] for name in ("w0", "w1")}
+    assert len(read_torch_pickle(write(tmp_path / "x.bin", few, storages=storages))) == 2
+
+
+def test_overlapping_entries(tmp_path):
+    """Entries of a zip that point at the same bytes, as a bomb does."""
+    path = write(tmp_path / "x.bin", {"w": tensor()}, storages={str(i): b"\0" * 4096 for i in range(20)})
+    raw = bytearray(path.read_bytes())
+    first = zipfile.ZipFile(path).getinfo("archive/data/0").header_offset
+    place = raw.index(b"PK\x01\x02")
+    while raw[place : place + 4] == b"PK\x01\x02":  # the central directory: every entry at the same place, and large
+        raw[place + 20 : place + 28] = struct.pack("<II", 4096 * 8, 4096 * 8)
+        raw[place + 42 : place + 46] = struct.pack("<I", first)
+        name, extra, comment = struct.unpack("<HHH", raw[place + 28 : place + 34])
+        place += 46 + name + extra + comment
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match="larger than the file itself"):
+        read_torch_pickle(path)
 
 
 @pytest.mark.parametrize("name", RAW)

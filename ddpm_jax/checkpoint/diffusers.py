@@ -5,6 +5,7 @@ downloaded is understood exactly as a folder is.
 """
 
 import dataclasses
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -88,17 +89,12 @@ def find_layout(names: Collection[str], *, variant: str | None = None, ema: bool
     for extension in ("safetensors", "bin"):
         index = _index_name(names, stem, extension, variant)
         if index is not None:
-            # the shards' names stand in the index; for the list of files, all that look like them
-            prefix = f"{stem}.{variant}-" if variant else f"{stem}-"
-            legacy = f".{variant}.{extension}" if variant else f".{extension}"
-            shards = sorted(
-                name
-                for name in names
-                if (name.startswith(prefix) or name.startswith(f"{stem}-"))
-                and (name.endswith(legacy) or name.endswith(f".{extension}"))
-                and "-of-" in name
-            )
-            return Layout(f"{root}config.json", scheduler, tuple(shards), index)
+            # their names stand in the index, which may not be downloaded yet: take all that look like them
+            shape = r"-\d+-of-\d+"
+            parts = rf"(\.{variant}{shape}|{shape}\.{variant})" if variant else shape
+            pattern = re.compile(rf"{re.escape(stem)}{parts}\.{extension}")
+            shards = tuple(sorted(filter(pattern.fullmatch, names)))
+            return Layout(f"{root}config.json", scheduler, shards, index)
         single = f"{stem}.{variant}.{extension}" if variant else f"{stem}.{extension}"
         if single in names:
             return Layout(f"{root}config.json", scheduler, (single,))
@@ -158,8 +154,7 @@ def read_folder(folder: Path, layout: Layout, *, dtype: str = "float32", schedul
         raise FileNotFoundError(
             f"{folder} has no scheduler_config.json, which a variance-exploding network needs for its noise levels."
         )
-    state_dict = read_weights(folder, layout)
-    return from_state_dict(state_dict, Config(unet, schedule, sampler))
+    return from_state_dict(read_weights(folder, layout), Config(unet, schedule, sampler))
 
 
 def read_weights(folder: Path, layout: Layout) -> dict[str, np.ndarray]:

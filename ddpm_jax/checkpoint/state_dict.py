@@ -106,7 +106,7 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], config: Config) -> Par
         node = weights
         for module in path[:-1]:
             node = node.setdefault(module, {})
-        value = _from_torch(path, np.asarray(state_dict[name]))
+        value = _from_torch(path, np.asarray(state_dict.pop(name)))  # so that the file's copy shrinks as ours grows
         node[path[-1]] = jax.numpy.asarray(np.ascontiguousarray(value, np.float32))
     return Params(weights=weights, config=config)
 

@@ -5,7 +5,9 @@ names below, each of which stands for an inert object of ours: nothing is import
 Whatever else a file asks for is refused by name. Both of torch's formats are read: the zip archive (since 1.6) and the
 older stream of pickles.
 
-Tensors are copied out of checked bounds: a file cannot make us read beyond its own bytes, or allocate more.
+A file cannot make us read beyond its own bytes, nor allocate a multiple of them: tensors are copied out of checked
+bounds, and instructions, dimensions, texts and the bytes of all tensors are limited. Nothing that it builds is hashed,
+compared or printed but short texts, so that nested structures are no trap.
 """
 
 import dataclasses
@@ -52,7 +54,9 @@ _DTYPES = {
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PROTOCOL = 1001
 _MAX_PICKLE_BYTES = 64 * 2**20
+_MAX_INSTRUCTIONS = 2_000_000  # a network of a thousand tensors needs some forty thousand
 _MAX_DIMENSIONS = 64
+_MAX_TEXT = 4096
 
 
 def read_torch_pickle(path: str | Path) -> dict[str, np.ndarray]:
@@ -76,14 +80,15 @@ def read_torch_pickle(path: str | Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             start = file.read(len(_LEGACY_START))
+            size = file.seek(0, io.SEEK_END)
             file.seek(0)
             if start[:4] == b"PK\x03\x04":
-                content = _read_zip(file)
+                content = _read_zip(file, size)
             elif start == _LEGACY_START:
                 content = _read_legacy(file)
             else:
                 raise _Refused("it is neither a zip archive nor a stream of pickles that torch wrote")
-            return _state_dict(content)
+            return _state_dict(content, size)
     except _Refused as error:
         raise ValueError(f"{path} is refused: {error}.") from None
     except (
@@ -101,6 +106,17 @@ def read_torch_pickle(path: str | Path) -> dict[str, np.ndarray]:
 
 class _Refused(Exception):
     """What the file asks for is not to be had here."""
+
+
+def _shown(value: Any) -> str:
+    """Show a value of the pickle in a message, without walking through it."""
+    if value is None or type(value) in (bool, _Name):
+        return str(value)
+    if type(value) is str:
+        return repr(value[:80])
+    if type(value) is int and abs(value) < 2**64:
+        return str(value)
+    return f"a {type(value).__name__}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +163,7 @@ class _Tensor:
     """A tensor that is built once all storages are there."""
 
     storage: _Storage
-    offset: int
+    offset: Any
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: np.dtype | None = None
@@ -157,10 +173,9 @@ class _Tensor:
         if self.dtype is not None:
             usable = len(numbers) // self.dtype.itemsize * self.dtype.itemsize
             numbers = numbers[:usable].view(self.dtype)
-        integers = (self.offset, *self.shape, *self.strides)
-        if not all(type(number) is int and number >= 0 for number in integers):
-            raise _Refused(f"{name} has a negative or broken offset, shape or stride")
-        if len(self.shape) != len(self.strides) or len(self.shape) > _MAX_DIMENSIONS:
+        if type(self.offset) is not int or self.offset < 0:
+            raise _Refused(f"{name} has a negative or broken offset")
+        if len(self.shape) != len(self.strides):
             raise _Refused(f"{name} has {len(self.shape)} sides and {len(self.strides)} strides")
         elements = 1
         for side in self.shape:
@@ -180,12 +195,21 @@ class _Tensor:
 def _rebuild_tensor(storage, offset, shape, strides, *_ignored) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise _Refused("a tensor is built from something that is no storage")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+    return _Tensor(storage, offset, _sides(shape), _sides(strides))
+
+
+def _sides(numbers: Any) -> tuple[int, ...]:
+    """Check a shape or strides."""
+    if type(numbers) not in (tuple, list) or len(numbers) > _MAX_DIMENSIONS:
+        raise _Refused(f"a shape or stride is {_shown(numbers)} or has more than {_MAX_DIMENSIONS} sides")
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise _Refused("a tensor has a negative or broken shape or stride")
+    return tuple(numbers)
 
 
 def _rebuild_tensor_v3(storage, offset, shape, strides, _grad, _hooks, dtype, *_ignored) -> _Tensor:
     if not isinstance(dtype, _Name) or dtype.module != "torch" or dtype.name not in _DTYPES:
-        raise _Refused(f"a tensor has the dtype {dtype}")
+        raise _Refused(f"a tensor has the dtype {_shown(dtype)}")
     tensor = _rebuild_tensor(storage, offset, shape, strides)
     return dataclasses.replace(tensor, dtype=_DTYPES[dtype.name])
 
@@ -197,22 +221,36 @@ def _parameter(data, *_ignored) -> _Tensor:
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding != "latin1":
+    if type(text) is not str or len(text) > _MAX_TEXT or encoding != "latin1":
         raise _Refused("_codecs.encode is called with something else than latin1 text")
     return text.encode("latin1")
 
 
+def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
+    """Build a dict from pairs, as old Pythons pickled it, or an empty one."""
+    if type(items) not in (tuple, list) or not all(type(item) in (tuple, list) and len(item) == 2 for item in items):
+        raise _Refused("an OrderedDict is built from something that is no list of pairs")
+    return {_key(key): value for key, value in items}
+
+
+def _key(key: Any) -> str | int:
+    """Allow what state dicts are keyed by; hashing anything else could take for ever."""
+    if type(key) is str or (type(key) is int and 0 <= key < 2**31):
+        return key
+    raise _Refused(f"a dict has {_shown(key)} as a key")
+
+
 # What calling an allowed name means here.
 _CALLS: dict[_Name, Callable[..., Any]] = {
-    _Name("collections", "OrderedDict"): lambda *items: dict(*items),
+    _Name("collections", "OrderedDict"): _ordered_dict,
     _Name("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     _Name("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     _Name("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     _Name("torch._utils", "_rebuild_parameter"): _parameter,
     _Name("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     _Name("torch.nn.parameter", "Parameter"): _parameter,
-    _Name("torch", "Size"): lambda sides: tuple(sides),
-    _Name("torch", "device"): lambda *where: where,
+    _Name("torch", "Size"): _sides,
+    _Name("torch", "device"): lambda *where: None,
     _Name("_codecs", "encode"): _encode,
 }
 # Names that are only ever mentioned.
@@ -240,7 +278,9 @@ class _Machine:
 
     def run(self, file: io.BufferedIOBase) -> Any:
         """Execute one pickle, from where the file stands up to its STOP."""
-        for opcode, argument, _ in pickletools.genops(file):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if number >= _MAX_INSTRUCTIONS:
+                raise _Refused(f"its pickle has more than {_MAX_INSTRUCTIONS} instructions")
             name = opcode.name
             if name == "STOP":
                 return self.stack.pop()
@@ -321,11 +361,12 @@ class _Machine:
 
     def _setitem(self, argument: None) -> None:
         key, value = self._take(2)
-        self._target(dict)[key] = value
+        self._target(dict)[_key(key)] = value
 
     def _setitems(self, argument: None) -> None:
         items = self._since_mark()
-        self._target(dict).update(zip(items[::2], items[1::2], strict=True))
+        keys = [_key(key) for key in items[::2]]
+        self._target(dict).update(zip(keys, items[1::2], strict=True))
 
     def _target(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
@@ -343,9 +384,9 @@ class _Machine:
     def _reduce(self, argument: None) -> None:
         function, arguments = self._take(2)
         if not isinstance(function, _Name) or function not in _CALLS:
-            raise _Refused(f"its pickle calls {function}, which is no way to build a tensor")
-        if not isinstance(arguments, tuple):
-            raise _Refused(f"its pickle calls {function} with something that is no tuple")
+            raise _Refused(f"its pickle calls {_shown(function)}, which is no way to build a tensor")
+        if not isinstance(arguments, tuple) or len(arguments) > 10:
+            raise _Refused(f"its pickle calls {function} with something that is no tuple of arguments")
         self.stack.append(_CALLS[function](*arguments))
 
     def _build(self, argument: None) -> None:
@@ -378,26 +419,32 @@ _STEPS = frozenset(
 
 
 def _allowed(module: Any, name: Any) -> _Name:
-    known = _Name(str(module), str(name))
+    if type(module) is not str or type(name) is not str:
+        raise _Refused("its pickle asks for a name that is no text")
+    known = _Name(module, name)
     if known not in _CALLS and known not in _MENTIONS:
-        raise _Refused(f"its pickle asks for {known}, which is not needed for tensors and may be an attack")
+        raise _Refused(f"its pickle asks for {str(known)[:200]}, which is not needed for tensors and may be an attack")
     return known
 
 
 def _identity(identity: Any) -> tuple[_Name, str, int, Any]:
     """Take a persistent id apart: ("storage", type, key, location, count[, view])."""
-    if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
-        raise _Refused(f"its pickle refers to {str(identity)[:80]}, which is no storage")
-    _, kind, key, _, count, *view = identity
+    if type(identity) is not tuple or len(identity) not in (5, 6):
+        raise _Refused(f"its pickle refers to {_shown(identity)}, which is no storage")
+    word, kind, key, _, count, *view = identity
+    if type(word) is not str or word != "storage" or type(key) is not str:
+        raise _Refused(f"its pickle refers to {_shown(word)} {_shown(key)}, which is no storage")
     if not isinstance(kind, _Name) or kind.name not in _STORAGES:
-        raise _Refused(f"its pickle has a storage of the type {kind}")
-    if type(count) is not int or count < 0:
-        raise _Refused(f"its pickle has a storage of {count!r} numbers")
-    return kind, str(key), count, view[0] if view else None
+        raise _Refused(f"its pickle has a storage of the type {_shown(kind)}")
+    if type(count) is not int or not 0 <= count < 2**63:
+        raise _Refused(f"its pickle has a storage of {_shown(count)} numbers")
+    return kind, key, count, view[0] if view else None
 
 
-def _read_zip(file: io.BufferedIOBase) -> Any:
+def _read_zip(file: io.BufferedIOBase, size: int) -> Any:
     archive = zipfile.ZipFile(file)
+    if sum(entry.file_size for entry in archive.infolist()) > size:  # a name twice, and overlapping entries
+        raise _Refused("its archive's entries are larger than the file itself")
     entries = {}
     for entry in archive.infolist():
         if entry.filename in entries:
@@ -439,6 +486,8 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
         root = storages.setdefault(key, _Storage(_STORAGES[kind.name], count))
         if view is None:
             return root
+        if type(view) is not tuple or len(view) != 3:
+            raise _Refused(f"a view of a storage is {_shown(view)}")
         _, offset, size = view
         if type(offset) is not int or type(size) is not int or size < 0:
             raise _Refused("a view of a storage has a broken offset or size")
@@ -449,25 +498,33 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
 
     _Machine(refuse).run(file)  # the magic number, checked already
     protocol = _Machine(refuse).run(file)
-    if protocol != _LEGACY_PROTOCOL:
-        raise _Refused(f"its format has the unknown version {protocol!r}")
+    if type(protocol) is not int or protocol != _LEGACY_PROTOCOL:
+        raise _Refused(f"its format has the unknown version {_shown(protocol)}")
     system = _Machine(refuse).run(file)
     content = _Machine(load_storage).run(file)
     keys = _Machine(refuse).run(file)
+    if type(keys) is not list or not all(type(key) is str for key in keys) or len(keys) != len(storages):
+        raise _Refused("its list of storages is broken")
     big_endian = isinstance(system, dict) and system.get("little_endian") is False
     for key in keys:
         (count,) = struct.unpack("<q", file.read(8))
-        storage = storages[str(key)]
+        storage = storages[key]
         if count != storage.count:
             raise _Refused(f"storage {key} has {count} numbers here and {storage.count} there")
         storage.fill(file.read(count * storage.dtype.itemsize), big_endian)
     return content
 
 
-def _state_dict(content: Any) -> dict[str, np.ndarray]:
+def _state_dict(content: Any, size: int) -> dict[str, np.ndarray]:
     if not isinstance(content, dict):
         raise _Refused(f"it holds a {type(content).__name__}, not a state dict of tensors by name")
-    others = [str(name) for name, value in content.items() if not isinstance(value, _Tensor)]
+    others = [_shown(name) for name, value in content.items() if not isinstance(value, _Tensor)]
     if others or not all(isinstance(name, str) for name in content):
         raise _Refused(f"it holds more than tensors by name ({', '.join(others[:5])}): no plain state dict")
-    return {name: tensor.build(name) for name, tensor in content.items()}
+    tensors, total = {}, 0
+    for name, tensor in content.items():
+        tensors[name] = tensor.build(name)
+        total += tensors[name].nbytes
+        if total > 4 * size:  # weights that are tied share their bytes in the file, and few are
+            raise _Refused("its tensors are many copies of the same bytes")
+    return tensors

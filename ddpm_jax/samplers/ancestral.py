@@ -52,12 +52,14 @@ class ChainSampler(Sampler):
         check(good, f"`clip` must be a positive number or None, not {clip!r}.")
         good = is_number(quantile) and 0 < quantile <= 1
         check(good, f"`dynamic_thresholding_ratio` must be in (0, 1], not {quantile!r}.")
+        good = isinstance(self.steps_offset, int) and self.steps_offset >= 0
+        check(good, f"`steps_offset` must be a non-negative integer, not {self.steps_offset!r}.")
         good = is_number(most) and most > 0
         check(good, f"`sample_max_value` must be a positive number, not {most!r}.")
         good = isinstance(self.thresholding, bool)
         check(good, f"`thresholding` must be true or false, not {self.thresholding!r}.")
         if self.timesteps is not None:
-            object.__setattr__(self, "timesteps", tuple(int(t) for t in self.timesteps))
+            object.__setattr__(self, "timesteps", tuple(self.timesteps))  # a list would not hash
 
     def _grid(self, schedule: ScheduleConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the timesteps and the signal power at each and after it."""

@@ -11,6 +11,7 @@ the transform of x_0_hat, and noise scaled by the network's output.
 A sampler sees `net_fn(x, t) -> raw output` and never `Params`.
 """
 
+import abc
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
@@ -120,7 +121,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Sampler(abc.ABC):
     """A sampler: a frozen dataclass of its knobs with one method, `table`.
 
     Attributes:
@@ -129,9 +130,9 @@ class Sampler:
 
     order: ClassVar[int] = 1
 
+    @abc.abstractmethod
     def table(self, schedule: ScheduleConfig) -> Table:
         """Return the rows that `run` executes."""
-        raise TypeError(f"{type(self).__name__} defines no table.")
 
 
 def draw_noise(image_keys: ImageKeys, index: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
