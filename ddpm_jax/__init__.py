@@ -4,7 +4,7 @@ params = ddpm_jax.load("google/ddpm-cat-256")
 images = ddpm_jax.sample(params, jax.random.key(0), 4)
 """
 
-from ddpm_jax import checkpoint, plotting, samplers, schedule
+from ddpm_jax import checkpoint, plotting, samplers, schedule, sharding
 from ddpm_jax.checkpoint import load, save
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.models.unet import UNet
@@ -33,6 +33,7 @@ __all__ = [
     "samplers",
     "save",
     "schedule",
+    "sharding",
     "to_pil",
     "to_uint8",
     "trainable_mask",

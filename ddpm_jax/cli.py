@@ -16,6 +16,9 @@ import tyro
 from PIL.PngImagePlugin import PngInfo
 from tyro.conf import Positional, UseAppendAction, arg
 
+from ddpm_jax.files import whole_file, write_json
+
+_MOST_IN_GRID = 256
 StorageDtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -54,6 +57,7 @@ def sample(
     revision: str | None = None,
     variant: str | None = None,
     subfolder: str | None = None,
+    ema: bool | None = None,
     force: bool = False,
     verbose: bool = False,
 ) -> None:
@@ -68,13 +72,14 @@ def sample(
         steps: steps of the sampler.
         set: any further knob of the sampler, as eta=0.5 or clip=none; may be repeated.
         class_label: for class-conditional models.
-        index: make only this image of the set.
+        index: make only this image of the set, by itself.
         out: the folder to write into.
         gif: also write sampling.gif, how the first batch came about.
         dtype: what convolutions and dense layers compute in.
         revision: branch, tag or commit on the hub.
         variant: fp16 takes the weights stored under that name.
         subfolder: of the folder or repository.
+        ema: True takes unet_ema, False unet.
         force: replace files that exist.
         verbose: log how programs are compiled.
     """
@@ -95,8 +100,8 @@ def sample(
     from ddpm_jax import plotting, sampling
     from ddpm_jax.checkpoint.source import locate, read
 
-    where = locate(model, revision=revision, variant=variant, subfolder=subfolder)
-    params = read(where.folder, variant=variant, dtype=dtype)
+    where = locate(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema)
+    params = read(where.folder, variant=variant, ema=ema, dtype=dtype)
     chosen = _sampler(sampler, steps, set, params.config)
     record = {
         "model": where.source.get("model"),
@@ -140,7 +145,8 @@ def sample(
             out.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(plotting.to_pil(finished), start=batch * batch_size):
                 _write_png(image, out / names[i], record | {"index": first + i})
-            images.append(finished)
+            shown = _MOST_IN_GRID - sum(map(len, images))
+            images.append(finished[:shown])
     bar.close()
     elapsed = time.perf_counter() - started
     if gif:
@@ -149,7 +155,7 @@ def sample(
         grid = plotting.grid(np.concatenate(images))
         picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
         _write_png(picture, out / "grid.png", record)
-        _write_text(out / "samples.json", json.dumps(record | {"num_images": num_images}, indent=2) + "\n")
+        write_json(out / "samples.json", record | {"num_images": num_images})
     running = elapsed - clock.seconds
     print(
         f"{num_images} images in {out}: compiling took {clock.seconds:.1f} s, sampling {running:.1f} s "
@@ -183,7 +189,7 @@ def convert(
     from ddpm_jax.checkpoint.folder import MARKER
     from ddpm_jax.checkpoint.source import check_target, locate, read, save
 
-    out = out if out is not None else Path("checkpoints") / Path(model.rstrip("/")).name
+    out = out if out is not None else Path("checkpoints") / Path(model).resolve().name
     check_target(out, overwrite=force)
     where = locate(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema)
     if (where.folder / MARKER).exists():
@@ -212,7 +218,7 @@ def export(
     check_target(out, overwrite=force)
     params = load(model)
     save(params, out, format="diffusers", storage_dtype=storage_dtype, overwrite=force)
-    print(f"{out}: {_count(params):,} parameters. diffusers' DDPMPipeline.from_pretrained({str(out)!r}) opens it.")
+    print(f"{out}: {_count(params):,} parameters. diffusers' DiffusionPipeline.from_pretrained opens it.")
 
 
 def info(
@@ -236,11 +242,8 @@ def info(
     params = read(where.folder, variant=variant)
     unet, schedule = params.config.unet, params.config.schedule
     size = " x ".join(map(str, unet.image_size)) if unet.image_size else "any size"
-    classes = (
-        f", {unet.class_embed_type or unet.num_class_embeds} classes"
-        if unet.class_embed_type or unet.num_class_embeds
-        else ""
-    )
+    count = unet.class_embed_type or unet.num_class_embeds
+    classes = f", {count} classes" if count else ""
     print(
         f"network     {size}, {unet.in_channels} -> {unet.out_channels} channels{classes}, "
         f"{_count(params):,} parameters"
@@ -252,14 +255,16 @@ def info(
             f"schedule    variance-exploding, sigma {schedule.sigma_min} .. {schedule.sigma_max}, "
             f"{schedule.num_train_timesteps} timesteps"
         )
+    elif schedule.kind == "other":
+        print(f"schedule    that of {params.config.sampler.class_name}, {schedule.num_train_timesteps} timesteps")
     else:
         print(
             f"schedule    {schedule.num_train_timesteps} timesteps, {schedule.beta_schedule} betas "
             f"{schedule.beta_start} .. {schedule.beta_end}, predicts {schedule.prediction_type}"
         )
-    try:
+    if schedule.kind == "vp" and samplers.is_built(params.config.sampler):
         print(f"sampler     {_describe(samplers.from_config(params.config.sampler))}")
-    except ValueError:
+    else:
         print(f"sampler     {params.config.sampler.class_name}, which is not built yet")
     origin = ", ".join(f"{name} {value}" for name, value in where.source.items() if value)
     print(f"from        {origin}")
@@ -341,10 +346,11 @@ def _value(text: str) -> Any:
 
 def _describe(sampler: Any) -> str:
     """The sampler as one would write it, without the knobs that have their defaults."""
+    unused = ("num_steps", "timestep_spacing", "steps_offset") if getattr(sampler, "timesteps", None) else ()
     knobs = [
         f"{field.name}={getattr(sampler, field.name)!r}"
         for field in dataclasses.fields(sampler)
-        if getattr(sampler, field.name) != field.default
+        if getattr(sampler, field.name) != field.default and field.name not in unused
     ]
     return f"{type(sampler).__name__}({', '.join(knobs)})"
 
@@ -360,15 +366,8 @@ def _write_png(image: Any, path: Path, record: dict[str, Any]) -> None:
     for name, value in record.items():
         if value is not None:
             text.add_text(name, value if isinstance(value, str) else json.dumps(value))
-    partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, "PNG", pnginfo=text)
-    partial.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        image.save(partial, "PNG", pnginfo=text)
 
 
 def _count(params: Any) -> int:

@@ -17,11 +17,23 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 DIFFUSERS_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 ORIGINAL_BETA_SCHEDULES = ("quad", "const", "warmup10", "warmup50", "jsd")
 
-# Schedulers of variance-exploding networks: noise levels instead of betas. "VeSdeScheduler" is diffusers 0.0.x.
-_VE_CLASSES = ("ScoreSdeVeScheduler", "VeSdeScheduler", "KarrasVeScheduler")
+# Schedulers of variance-exploding networks: noise levels instead of betas.
+_VE_CLASSES = ("ScoreSdeVeScheduler", "KarrasVeScheduler")
 _VE_DEFAULTS = {
     "KarrasVeScheduler": {"sigma_min": 0.02, "sigma_max": 100.0, "num_train_timesteps": 1000},
 }
+# Schedulers of variance-preserving networks, which have betas. What is in neither list is another process altogether.
+_VP_CLASSES = tuple(
+    f"{name}Scheduler"
+    for name in (
+        *("DDPM", "DDPMParallel", "DDIM", "DDIMParallel", "DDIMInverse", "PNDM", "LMSDiscrete", "EulerDiscrete"),
+        *("EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DEISMultistep"),
+        *("DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSinglestep", "DPMSolverSDE", "UniPCMultistep"),
+        *("SASolver", "RePaint", "UnCLIP", "LCM", "TCD"),
+    )
+)
+# diffusers 0.0.x and 0.1
+_OLD_CLASSES = {"VeSdeScheduler": "ScoreSdeVeScheduler", "LMSScheduler": "LMSDiscreteScheduler"}
 # Where a scheduler's own default differs from DDPMScheduler's (diffusers 0.42.1).
 _LATE_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 _SCHEDULE_DEFAULTS = {
@@ -71,7 +83,8 @@ class ScheduleConfig:
 
     `kind` "vp" is DDPM's: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, with data in [-1, 1] and betas as
     in diffusers (`beta_start`, `beta_end`, `beta_schedule`, `trained_betas`, `rescale_betas_zero_snr`). `kind` "ve" is
-    that of google/ncsnpp-*: x_t = x_0 + sigma z with sigma from `sigma_min` to `sigma_max`, data in [0, 1].
+    that of google/ncsnpp-*: x_t = x_0 + sigma z with sigma from `sigma_min` to `sigma_max`, data in [0, 1]. `kind`
+    "other" is a process that is neither (consistency, flow matching): the network can be applied, no more.
 
     `beta_schedule` also takes the names of the original code (quad, const, warmup10, warmup50, jsd).
 
@@ -97,7 +110,8 @@ class ScheduleConfig:
 
     def __post_init__(self):
         steps, known = self.num_train_timesteps, DIFFUSERS_BETA_SCHEDULES + ORIGINAL_BETA_SCHEDULES
-        check(self.kind in ("vp", "ve"), f'`kind` must be "vp" or "ve", not {self.kind!r}.')
+        kinds = ("vp", "ve", "other")
+        check(self.kind in kinds, f"`kind` must be one of {list(kinds)}, not {self.kind!r}.")
         check(is_int(steps), f"`num_train_timesteps` must be a positive integer, not {steps!r}.")
         check(
             self.prediction_type in PREDICTION_TYPES,
@@ -108,6 +122,8 @@ class ScheduleConfig:
             good = is_number(low) and is_number(high) and 0 < low < high
             check(good, f"`sigma_min` and `sigma_max` must rise from above 0, not {low!r}, {high!r}.")
             return
+        given = (self.sigma_min, self.sigma_max)
+        check(given == (None, None), f'`sigma_min` and `sigma_max` are for `kind` "ve", not {self.kind!r}.')
         check(
             self.beta_schedule in known,
             f"`beta_schedule` {self.beta_schedule!r} is unknown.{nearest(str(self.beta_schedule), known)} "
@@ -134,7 +150,7 @@ class ScheduleConfig:
 class SamplerConfig:
     """Name the sampler a checkpoint asks for: a scheduler's class and its items that are not the schedule's.
 
-    The items are kept as they stand in the file, the unknown defaults of the class left out, as (name, value) pairs.
+    The items are (name, value) pairs as they stand in the file; values that the file leaves out are not filled in.
 
     Example:
         >>> SamplerConfig("DDPMScheduler", (("variance_type", "fixed_large"),)).to_dict()
@@ -184,6 +200,7 @@ def scheduler_from_dict(items: dict[str, Any]) -> tuple[ScheduleConfig, SamplerC
     """
     class_name = items.get("_class_name") or "DDPMScheduler"
     check(isinstance(class_name, str), f"`_class_name` must be a string, not {class_name!r}.")
+    class_name = _OLD_CLASSES.get(class_name, class_name)
     values = {
         _OLD_SCHEDULER_NAMES.get(name, name): freeze(value) for name, value in items.items() if not name.startswith("_")
     }
@@ -201,7 +218,11 @@ def scheduler_from_dict(items: dict[str, Any]) -> tuple[ScheduleConfig, SamplerC
     else:
         taken = schedule_names - {"kind", "sigma_min", "sigma_max"}
         given = {name: value for name, value in values.items() if name in taken}
-        schedule = ScheduleConfig(**(_SCHEDULE_DEFAULTS.get(class_name, {}) | given))
+        if class_name in _VP_CLASSES:
+            schedule = ScheduleConfig(**(_SCHEDULE_DEFAULTS.get(class_name, {}) | given))
+        else:
+            taken = {"num_train_timesteps"}
+            schedule = ScheduleConfig(kind="other", num_train_timesteps=given.get("num_train_timesteps", 1000))
     rest = tuple(sorted((name, value) for name, value in values.items() if name not in taken))
     return schedule, SamplerConfig(class_name, rest)
 
@@ -214,7 +235,9 @@ def scheduler_to_dict(schedule: ScheduleConfig, sampler: SamplerConfig) -> dict[
         'linear'
     """
     items = {"_class_name": sampler.class_name, "num_train_timesteps": schedule.num_train_timesteps}
-    if schedule.kind == "ve":
+    if schedule.kind == "other":
+        pass
+    elif schedule.kind == "ve":
         items |= {"sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
     else:
         betas = schedule.trained_betas

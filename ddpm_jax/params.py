@@ -106,16 +106,16 @@ def _draw_weights(static: tuple[UNetConfig, str], key: jax.Array) -> PyTree:
     # one draw for all that is uniform: a draw for each of the 450 tensors of a large network compiles for a minute
     ends = np.cumsum([math.prod(shapes[name]) for name in names])
     uniform_key, normal_key = jax.random.split(key)
-    uniform = jax.random.uniform(uniform_key, (int(ends[-1]),), minval=-1.0)
+    uniform = jax.random.uniform(uniform_key, (int(ends[-1]),), jnp.float32, minval=-1.0)
     values = []
     for name, part in zip(names, jnp.split(uniform, ends[:-1].tolist()), strict=True):
         *module, kind = name
         if kind == "weight":  # a table of embeddings, or Fourier frequencies
             table_key = jax.random.fold_in(normal_key, len(values))
             scale = 16.0 if len(shapes[name]) == 1 else 1.0
-            values.append(scale * jax.random.normal(table_key, shapes[name]))
+            values.append(scale * jax.random.normal(table_key, shapes[name], jnp.float32))
         elif (*module, "scale") in shapes:  # a norm
-            values.append(jnp.full(shapes[name], 1.0 if kind == "scale" else 0.0))
+            values.append(jnp.full(shapes[name], 1.0 if kind == "scale" else 0.0, jnp.float32))
         else:
             bound = _bound(scheme, module[-1], kind, shapes[(*module, "kernel")])
             values.append(bound * part.reshape(shapes[name]))
@@ -163,7 +163,8 @@ def apply(
     Args:
         params: weights and their config.
         x: noisy images [b, h, w, in_channels]; sides must be multiples of 2^(levels - 1).
-        t: timesteps 0 .. T-1, one for all or one an image; fractions are taken as they are. The noise level sigma for a
+        t: timesteps 0 .. T-1, one for all or one an image; fractions are taken as they are (but
+            by "learned" embeddings, which have rows for integers only). The noise level sigma for a
             "fourier" network.
         class_labels: an integer for all or one an image; embeddings [b, time_embed_dim] for "identity" networks; None
             exactly where the network has no classes.
@@ -195,8 +196,18 @@ def apply(
         )
     if jnp.ndim(t) > 0 and jnp.shape(t) != (x.shape[0],):
         raise ValueError(f"`t` has shape {jnp.shape(t)}; it must be one number, or one an image: ({x.shape[0]},).")
+    _check_table_index(config, t)
     labels = check_labels(config, class_labels, x.shape[0])
     return compilation.call(run_network, config, params.weights, x, t, labels, dropout_key)
+
+
+def _check_table_index(config: UNetConfig, t: Timesteps) -> None:
+    """Refuse timesteps that a learned embedding, a table, has no row for."""
+    if config.time_embedding_type != "learned" or isinstance(t, jax.core.Tracer):
+        return
+    values, rows = np.asarray(t), config.num_train_timesteps
+    if np.any(values != np.floor(values)) or np.any(values < 0) or np.any(values >= rows):
+        raise ValueError(f"This network's learned time embedding has the rows 0 .. {rows - 1}, not {values.tolist()}.")
 
 
 def run_network(config: UNetConfig, weights: PyTree, x, t, labels=None, dropout_key=None) -> jax.Array:
@@ -229,6 +240,16 @@ def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = No
     """
     check_params(params)
     schedule = params.config.schedule
+    unet = params.config.unet
+    if unet.out_channels not in (unet.in_channels, 2 * unet.in_channels):
+        raise ValueError(
+            f"The network's {unet.out_channels} output channels are no prediction for the {unet.in_channels} of an "
+            "image."
+        )
+    if schedule.kind == "other":
+        raise ValueError(
+            f"What {params.config.sampler.class_name}'s networks predict is not known here; `apply` works."
+        )
     out = apply(params, x_t, t, class_labels)[..., : x_t.shape[-1]]
     if schedule.kind == "ve":  # the output is the score, -eps / sigma   (Song et al. 2021)
         sigma = per_image(jnp.asarray(t, jnp.float32))
@@ -238,7 +259,7 @@ def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = No
         good = np.issubdtype(np.asarray(t).dtype, np.integer)
         if not good or np.any(np.asarray(t) < 0) or np.any(np.asarray(t) >= steps):
             raise ValueError(f"`t` must be integers in 0 .. {steps - 1}, not {t!r}.")
-    alpha_bar_t = jnp.asarray(alphas_cumprod(schedule))[jnp.asarray(t)]
+    alpha_bar_t = jnp.asarray(alphas_cumprod(schedule), x_t.dtype)[jnp.asarray(t)]
     coefficients = prediction_coefficients(schedule.prediction_type, alpha_bar_t)
     a, b, c, d = (per_image(coefficient) for coefficient in coefficients)
     return Prediction(x_0_hat=a * x_t + b * out, eps_hat=c * x_t + d * out)

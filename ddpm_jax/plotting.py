@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.files import whole_file
 from ddpm_jax.types import Array, Frames, Images, Number
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -104,9 +105,8 @@ def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -
     pictures = [_pil(grid(np.asarray(frame))) for frame in frames]
     durations = [1000 / fps] * (len(pictures) - 1) + [2000]
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    pictures[0].save(partial, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        pictures[0].save(partial, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
     return path
 
 

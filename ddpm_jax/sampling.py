@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax import compilation, samplers, sharding
-from ddpm_jax.config import Config, ScheduleConfig
+from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 from ddpm_jax.params import Params, check_labels, check_params, run_network
 from ddpm_jax.samplers.base import (
     Frame,
@@ -59,8 +59,8 @@ def sample(
     """Draw images from a diffusion model: one compiled program for the whole loop.
 
     Image i depends on (key, first_index + i) alone: neither the batch size nor the number of devices changes it, but
-    for float rounding. The first call compiles; other weights of the same config, keys, and numbers of the
-    sampler (eta, clip, grid of the same length) do not. Works inside jit, vmap and scan.
+    for float rounding. The first call compiles; other weights of the same network, keys, and numbers of the sampler
+    (eta, clip, grid of the same length) do not. Works inside jit, vmap and scan.
 
     Args:
         params: weights and their config, from `load` or `init`.
@@ -70,11 +70,13 @@ def sample(
             checkpoint's scheduler config names, with its knobs. An instance takes the schedule and the prediction type
             from the checkpoint, and nothing else.
         class_labels: for class-conditional networks: an integer for all, or one an image.
-        x_T: [batch_size, h, w, c] unit-variance noise to start from, instead of drawing it. Never donated.
+        x_T: [batch_size, h, w, c] unit-variance noise to start from, instead of drawing it. It stays yours: the buffer
+            is not donated.
         first_index: the number of the first image, which continues a set: sample(params, key, 4, first_index=4) are
             images 4 to 7 of sample(params, key, 8).
         mesh: devices to use, along the mesh's first axis. None: under a trace, no placement; else where the weights
-            were committed to by their owner; else all devices.
+            were committed to by their owner; else all devices. (`sharding.replicate` puts weights there once for
+            all calls.)
 
     Returns:
         float32 images [batch_size, h, w, c] in [0, 1], clipped but not rounded.
@@ -115,7 +117,7 @@ def sample_path(
         >>> path.x_0_hat.shape, path.t.tolist()
         ((4, 2, 16, 16, 1), [980.0, 660.0, 320.0, 0.0])
     """
-    job = _prepare(params, key, batch_size, **_defaults(kwargs))
+    job = _prepare(params, key, batch_size, **kwargs)
     ends = np.flatnonzero(job.table.ends_step)
     num_frames = _positive("num_frames", num_frames)
     if num_frames > len(ends):
@@ -150,7 +152,7 @@ def sample_chunks(
         [(25, 50), (50, 50)]
     """
     chunk = _positive("chunk", chunk)
-    return _chunks(_prepare(params, key, batch_size, **_defaults(kwargs)), chunk)
+    return _chunks(_prepare(params, key, batch_size, **kwargs), chunk)
 
 
 def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
@@ -174,7 +176,8 @@ def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
 class _Static(NamedTuple):
     """What a program is compiled for, besides the shapes of its arguments."""
 
-    config: Config
+    unet: UNetConfig
+    unit_range: bool  # the data is in [0, 1], not in [-1, 1]
     switches: Switches
     mesh: Mesh | None
     batch_size: int  # without the padding that splits it evenly over the mesh
@@ -211,43 +214,35 @@ def _whole(static: tuple[_Static, int], weights, key, indices, labels, x_T, init
 
 
 def _start(static: _Static, key, indices, x_T, init_scale) -> jax.Array:
-    unet = static.config.unet
     if x_T is None:
-        shape = (*unet.image_size, unet.in_channels)
+        shape = (*static.unet.image_size, static.unet.in_channels)
         x_T = draw_noise(image_keys(key, indices), 0, shape, jnp.float32)
-    return initial_state(static.switches, init_scale, sharding.constrain(x_T, static.mesh))
+    return sharding.constrain(initial_state(static.switches, init_scale, x_T), static.mesh)
 
 
 def _advance(static: tuple[_Static, int], weights, state, key, indices, labels, rows, slots):
-    (config, switches, _, _), num_frames = static
-    net_fn = lambda x, t: run_network(config.unet, weights, x, t, labels)
+    (unet, _, switches, mesh, _), num_frames = static
+    net_fn = lambda x, t: run_network(unet, weights, x, t, labels)
     keys = image_keys(key, indices)
-    return scan_rows(net_fn, switches, rows, state, keys, slots=slots, num_frames=num_frames)
+    state, frames = scan_rows(net_fn, switches, rows, state, keys, slots=slots, num_frames=num_frames)
+    return sharding.constrain(state, mesh), frames
 
 
 def _to_images(static: _Static, x: jax.Array) -> jax.Array:
     """Map the scale of the data to [0, 1], clip, and cut the batch's padding off."""
-    x = x if static.config.schedule.kind == "ve" else (x + 1) / 2
+    x = x if static.unit_range else (x + 1) / 2
     return jnp.clip(x[..., : static.batch_size, :, :, :], 0, 1)
 
 
-def _defaults(kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = ("sampler", "class_labels", "x_T", "first_index", "mesh")
-    for name in kwargs:
-        if name not in names:
-            raise TypeError(f"There is no argument `{name}`. There is {', '.join(names)}.")
-    return {name: kwargs.get(name, 0 if name == "first_index" else None) for name in names}
-
-
-def _prepare(params, key, batch_size, sampler, class_labels, x_T, first_index, mesh) -> _Job:
+def _prepare(params, key, batch_size, sampler=None, class_labels=None, x_T=None, first_index=0, mesh=None) -> _Job:
     check_params(params)
     unet = params.config.unet
     batch_size = _positive("batch_size", batch_size)
     if unet.image_size is None:
         raise ValueError("The config has no `sample_size`: give it one to say which images to sample.")
     first_index = _integer("first_index", first_index)
-    if first_index < 0:
-        raise ValueError(f"`first_index` must not be negative: {first_index}.")
+    if not 0 <= first_index <= 2**31 - 1 - batch_size:
+        raise ValueError(f"`first_index` must be from 0 to 2^31 - 1 - batch_size, not {first_index}.")
     table = _table(_resolve(sampler, params.config), params.config.schedule)
     allowed = tuple(unet.in_channels * factor for factor in ((1, 2) if table.variance == "fixed" else (2,)))
     if unet.out_channels not in allowed:
@@ -269,12 +264,16 @@ def _prepare(params, key, batch_size, sampler, class_labels, x_T, first_index, m
     if mesh is None and not traced:
         mesh = sharding.mesh_of(weights)
     if mesh is not None:
+        if not isinstance(mesh, Mesh):
+            raise TypeError(f"`mesh` must be a jax.sharding.Mesh, as sharding.data_mesh() makes one, not {mesh!r}.")
+        mesh = sharding.auto(mesh)
         padding = -batch_size % mesh.shape[mesh.axis_names[0]]
         indices, x_T, labels = (None if array is None else _padded(array, padding) for array in (indices, x_T, labels))
         if not traced:
             weights, key = sharding.place((weights, key), mesh, split=False)
             indices, x_T, labels = sharding.place((indices, x_T, labels), mesh, split=True)
-    static = _Static(params.config, table.switches, mesh, batch_size)
+    unit_range = params.config.schedule.kind == "ve"
+    static = _Static(unet, unit_range, table.switches, mesh, batch_size)
     init_scale = np.float32(table.init_scale)
     return _Job(static, table, weights, key, indices, labels, x_T, init_scale)
 
@@ -284,7 +283,7 @@ def _typed_key(key: RandomKey) -> jax.Array:
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
         return key
-    if dtype == np.uint32 and key.shape == (2,):
+    if dtype == np.uint32 and key.ndim == 1:
         return jax.random.wrap_key_data(key)
     raise TypeError(f"`key` must be one key of jax.random, as jax.random.key(0), not {key!r}.")
 

@@ -43,7 +43,8 @@ def betas(config: ScheduleConfig) -> np.ndarray:
         [0.0001, 0.02]
     """
     if config.kind != "vp":
-        raise ValueError("A variance-exploding schedule has noise levels sigma_min .. sigma_max, no betas.")
+        names = {"ve": "A variance-exploding schedule", "other": "A schedule that is not variance-preserving"}
+        raise ValueError(f"{names[config.kind]} has no betas.")
     table = _rule(config)
     if config.rescale_betas_zero_snr:
         table = _rescaled_to_zero_snr(table)

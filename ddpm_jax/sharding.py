@@ -31,9 +31,29 @@ def mesh_of(weights: PyTree) -> Mesh:
     for leaf in jax.tree.leaves(weights):
         if isinstance(leaf, jax.Array) and leaf.committed:
             if isinstance(leaf.sharding, NamedSharding):
-                return leaf.sharding.mesh
+                return auto(leaf.sharding.mesh)
             return data_mesh(sorted(leaf.sharding.device_set, key=lambda device: device.id))
     return data_mesh()
+
+
+def auto(mesh: Mesh) -> Mesh:
+    """Return a mesh with axes of type Auto, whatever type its maker gave them."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def replicate(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
+    """Put weights whole on every device, once: calls of `sample` then find them there.
+
+    Without it, `sample` on several devices copies the weights to each of them in every call.
+
+    Args:
+        tree: Params, or any tree of arrays.
+        mesh: the devices; all of them if None.
+
+    Example:
+        >>> params = replicate(ddpm_jax.load())
+    """
+    return place(tree, data_mesh() if mesh is None else auto(mesh), split=False)
 
 
 def place(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
@@ -45,15 +65,16 @@ def place(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
     sharding = NamedSharding(mesh, spec)
 
     def put(leaf):
-        settled = isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == mesh
+        settled = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+        settled = settled and auto(leaf.sharding.mesh) == mesh
         return leaf if settled and not split else jax.device_put(leaf, sharding)
 
     return jax.tree.map(put, tree)
 
 
-def constrain(images: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Keep a batch split along the mesh inside a compiled program."""
+def constrain(state: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Keep a stack of batches [k, b, ...] split along the mesh inside a compiled program."""
     if mesh is None:
-        return images
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    return jax.lax.with_sharding_constraint(images, sharding)
+        return state
+    sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))
+    return jax.lax.with_sharding_constraint(state, sharding)

@@ -97,8 +97,9 @@ class UNetConfig:
             object.__setattr__(self, name, freeze(getattr(self, name)))
         if isinstance(self.act_fn, str):
             object.__setattr__(self, "act_fn", self.act_fn.lower())
-        self._check_scalars()
         self._check_blocks()
+        self._check_scalars()
+        self._check_size()
         self._check_groups()
         self._check_skip_blocks()
 
@@ -170,15 +171,10 @@ class UNetConfig:
             '`time_embedding_type` "learned" needs `num_train_timesteps`, the rows of its table.',
         )
         positional = self.time_embedding_type == "positional"
-        half = (self.block_out_channels[0] if self.block_out_channels else 0) // 2
         check(
-            not positional or half != self.freq_shift,
+            not positional or self.block_out_channels[0] // 2 != self.freq_shift,
             f"`freq_shift` {self.freq_shift} equals half of the first level's width: it divides by zero.",
         )
-        size = self.sample_size
-        good = size is None or is_int(size)
-        good = good or (isinstance(size, tuple) and len(size) == 2 and all(map(is_int, size)))
-        check(good, f"`sample_size` must be an integer, [height, width] or null, not {size!r}.")
 
     def _check_blocks(self):
         widths, down, up = self.block_out_channels, self.down_block_types, self.up_block_types
@@ -205,11 +201,17 @@ class UNetConfig:
                     f"`{name}` holds {block!r}, which is no block of UNet2DModel."
                     f"{nearest(block, known)} There is {', '.join(known)}.",
                 )
+
+    def _check_size(self):
+        size, levels = self.sample_size, len(self.block_out_channels)
+        good = size is None or is_int(size)
+        good = good or (isinstance(size, tuple) and len(size) == 2 and all(map(is_int, size)))
+        check(good, f"`sample_size` must be an integer, [height, width] or null, not {size!r}.")
         if self.image_size is not None:
             check(
                 all(side % self.smallest_size == 0 for side in self.image_size),
-                f"`sample_size` {self.sample_size} cannot be halved {len(widths) - 1} times, which "
-                f"{len(widths)} levels need: each side must be a multiple of {self.smallest_size}.",
+                f"`sample_size` {size} cannot be halved {levels - 1} times, which {levels} levels need: each side must "
+                f"be a multiple of {self.smallest_size}.",
             )
 
     def _check_groups(self):

@@ -71,9 +71,18 @@ class TestLayouts:
         save(google, tmp_path / "x", format="diffusers")
         assert equal(load(tmp_path / "x/unet"), google)  # with the scheduler beside it
         shutil.rmtree(tmp_path / "x/scheduler")
-        alone = load(tmp_path / "x/unet")
+        with pytest.warns(UserWarning, match="no scheduler_config.json: DDPMScheduler's defaults are taken"):
+            alone = load(tmp_path / "x/unet")
         assert alone.config.sampler == SamplerConfig() and alone.config.schedule == ScheduleConfig()
-        assert equal(load(tmp_path / "x", subfolder="unet"), alone)
+        with pytest.warns(UserWarning, match="no scheduler_config.json"):
+            assert equal(load(tmp_path / "x", subfolder="unet"), alone)
+
+    def test_checkpoint_of_a_trainer(self, tmp_path, google):
+        """run/checkpoint-500/unet, with run/scheduler beside the checkpoints."""
+        save(google, tmp_path / "run", format="diffusers")
+        (tmp_path / "run/checkpoint-500").mkdir()
+        (tmp_path / "run/unet").rename(tmp_path / "run/checkpoint-500/unet")
+        assert equal(load(tmp_path / "run/checkpoint-500"), google)
 
     def test_ema(self, tmp_path, google):
         save(google, tmp_path / "x", format="diffusers")
@@ -239,7 +248,7 @@ class TestBrokenCheckpoints:
             "missing     conv_in.bias [8]",
             "missing     mid_block.resnets.0.norm1.weight [16]",
             "mis-shaped  conv_out.weight: [3, 8, 3, 3] in the file, [1, 8, 3, 3] by the config",
-            "unexpected  time_proj.W [4]",
+            "unexpected  time_proj.weight [4]",
         ):
             assert line in str(error.value)
 
@@ -274,6 +283,25 @@ class TestBrokenCheckpoints:
         safetensors.numpy.save_file({name: np.zeros((2, 2), np.float32)}, folder / f"{STEM}.safetensors")
         with pytest.raises(ValueError, match=family):
             load(folder)
+
+    def test_latent_pipelines(self, tmp_path, google):
+        save(google, tmp_path / "x", format="diffusers")
+        path = tmp_path / "x/model_index.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"vqvae": ["diffusers", "VQModel"]}))
+        with pytest.raises(ValueError, match="with vqvae beside its UNet: a latent or conditional model"):
+            load(tmp_path / "x")
+        assert equal(load(tmp_path / "x/unet"), google)  # for those who know what they do
+
+    def test_tensors_saved_twice(self, tmp_path):
+        """diffusers 0.0.x: time_proj.W beside time_proj.weight, downsamplers.0.op beside .conv."""
+        params = make_params(time_embedding_type="fourier")
+        state_dict = to_state_dict(params)
+        twice = state_dict | {"time_proj.W": state_dict["time_proj.weight"]}
+        conv = "down_blocks.0.downsamplers.0.conv.weight"
+        twice |= {conv.replace("conv", "op"): state_dict[conv], conv.replace("conv", "Conv2d_0"): state_dict[conv]}
+        assert equal(from_state_dict(twice, params.config), params)
+        with pytest.raises(ValueError, match="hold `time_proj.weight` twice, once as `time_proj.W`"):
+            from_state_dict(twice | {"time_proj.W": state_dict["time_proj.weight"] + 1}, params.config)
 
     def test_configs_of_other_families(self, tmp_path, google):
         folder = write_flat(tmp_path / "x", google)
@@ -372,6 +400,18 @@ class TestSaving:
         assert [path.name for path in tmp_path.iterdir()] == ["old"]
         assert equal(load(tmp_path / "old"), google)
 
+    def test_a_folder_that_appears_while_we_write(self, tmp_path, google, monkeypatch):
+        import ddpm_jax.checkpoint.source as source
+
+        def slow(params, folder, *args):
+            (tmp_path / "x").mkdir()
+            (tmp_path / "x/somebody elses").write_text("")
+
+        monkeypatch.setattr(source, "write_ours", slow)
+        with pytest.raises(FileExistsError):
+            save(google, tmp_path / "x")
+        assert [path.name for path in tmp_path.rglob("*")] == ["x", "somebody elses"]
+
     def test_float16_overflow(self, tmp_path, google):
         huge = jax.tree.map(lambda leaf: leaf * 1e6, google)
         with pytest.raises(ValueError, match="beyond the range of float16"):
@@ -379,6 +419,8 @@ class TestSaving:
         assert not (tmp_path / "x").exists()
 
     def test_unknown_words(self, tmp_path, google, untyped):
+        with pytest.raises(ValueError, match="`dtype` must be"):
+            load(tmp_path, dtype="float16")
         with pytest.raises(ValueError, match="`format` must be one of"):
             save(google, tmp_path / "x", format="flax")
         with pytest.raises(ValueError, match="`storage_dtype` must be one of"):

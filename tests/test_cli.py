@@ -81,7 +81,7 @@ def test_knobs(capsys, model):
     text = Image.open("2/00000.png").text["sampler"]
     assert text == "DDIM(num_steps=3, clip=None, eta=1)"
     run(capsys, "sample", model, "--batch-size", 1, *SAMPLE, "--set", "timesteps=900,500,0", "--out", "custom")
-    assert Image.open("custom/00000.png").text["sampler"] == "DDIM(num_steps=3, timesteps=(900, 500, 0))"
+    assert Image.open("custom/00000.png").text["sampler"] == "DDIM(timesteps=(900, 500, 0))"
 
 
 def test_class_label(capsys, tmp_path):
@@ -163,6 +163,9 @@ class TestRefusals:
             (("--steps", 0), "`num_steps` must be an integer from 1 to 1000"),
             (("--steps", 1001), "`num_steps` must be an integer from 1 to 1000"),
             (("--class-label", 1), "has no classes"),
+            (("--set", "timesteps=5"), "`timesteps` must be a list of integers"),
+            (("--set", "timesteps=abc"), "`timesteps` must be a list of integers"),
+            (("--set", "steps_offset=abc"), "`steps_offset` must be a non-negative integer"),
             (("--stepps", 3), "--steps"),
         ],
     )

@@ -50,6 +50,7 @@ def test_hidden_and_ema_keys_are_passed_over():
         ({"attn_norm_num_groups": 12}, "`attn_norm_num_groups` 12 does not divide"),
         ({"attention_head_dim": 128}, "no head would be left"),
         ({"attention_head_dim": [8, 8]}, "`attention_head_dim` must be a positive integer or null"),
+        ({"block_out_channels": 32}, "`block_out_channels` must be positive integers"),
         ({"layers_per_block": 0}, "`layers_per_block` must be a positive integer"),
         ({"layers_per_block": [2, 2]}, "`layers_per_block` must be a positive integer"),
         ({"sample_size": 15}, "must be a multiple of 2"),
@@ -122,6 +123,7 @@ def test_variance_exploding_schedules(name):
     items = {"_class_name": name, "sigma_min": 0.01, "sigma_max": 380.0, "snr": 0.075, "correct_steps": 1}
     schedule, sampler = scheduler_from_dict(items)
     assert schedule == ScheduleConfig(kind="ve", num_train_timesteps=2000, sigma_min=0.01, sigma_max=380.0)
+    assert sampler.class_name == "ScoreSdeVeScheduler"  # its name of today, which diffusers opens
     assert sampler.to_dict() == {"correct_steps": 1, "snr": 0.075}
     assert scheduler_from_dict(scheduler_to_dict(schedule, sampler)) == (schedule, sampler)
 
@@ -153,3 +155,15 @@ def test_bad_scheduler_configs(items, message, untyped):
 def test_unknown_kind():
     with pytest.raises(ValueError, match="`kind` must be"):
         ScheduleConfig(kind="sub-vp")
+    with pytest.raises(ValueError, match='are for `kind` "ve"'):
+        ScheduleConfig(sigma_min=0.1)
+
+
+@pytest.mark.parametrize(
+    "name", ["CMStochasticIterativeScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"]
+)
+def test_other_processes_are_not_taken_for_ddpm(name):
+    items = {"_class_name": name, "num_train_timesteps": 40}
+    schedule, sampler = scheduler_from_dict(items)
+    assert schedule == ScheduleConfig(kind="other", num_train_timesteps=40) and sampler.class_name == name
+    assert scheduler_from_dict(scheduler_to_dict(schedule, sampler)) == (schedule, sampler)

@@ -33,6 +33,16 @@ three = ddpm_jax.sample(params, key, 3, sampler=sampler)  # padded to 8 and cut
 assert three.shape[0] == 3
 path = ddpm_jax.sample_path(params, key, 3, sampler=sampler, num_frames=2)
 
+import jax.numpy as jnp
+x_T = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8, 8, 1)), "float32")
+given = ddpm_jax.sample(params, key, 3, sampler=sampler, x_T=x_T)
+later = ddpm_jax.sample(params, key, 3, sampler=sampler, first_index=5)
+classes = ddpm_jax.sample(make_params(num_class_embeds=3), key, 3, sampler=sampler, class_labels=np.array([0, 2, 1]))
+*_, (_, _, chunked) = ddpm_jax.sample_chunks(params, key, 3, sampler=sampler, chunk=2)
+everywhere = sharding.replicate(params)
+again = ddpm_jax.sample(everywhere, key, 8, sampler=sampler)
+explicit = ddpm_jax.sample(params, key, 8, sampler=sampler, mesh=jax.make_mesh((8,), ("batch",)))
+
 two = sharding.data_mesh(jax.devices()[:2])
 on_two = ddpm_jax.sample(params, key, 4, sampler=sampler, mesh=two)
 assert len(on_two.sharding.device_set) == 2
@@ -46,7 +56,8 @@ noise = jax.jit(
     ),
     out_shardings=jax.sharding.NamedSharding(sharding.data_mesh(), jax.sharding.PartitionSpec("data")),
 )(key)
-np.savez(out + "/images.npz", eight=eight, three=three, on_two=on_two, there=there, last=path.x_0_hat[-1], noise=noise)
+np.savez(out + "/images.npz", eight=eight, three=three, on_two=on_two, there=there, last=path.x_0_hat[-1],
+    noise=noise, given=given, later=later, classes=classes, chunked=chunked, again=again, explicit=explicit)
 
 spread = sharding.place(params.weights, sharding.data_mesh(), split=False)
 ddpm_jax.save(ddpm_jax.Params(spread, params.config), out + "/saved")
@@ -67,9 +78,22 @@ def folder(tmp_path_factory):
 def test_images_equal_those_of_one_device(folder):
     images = np.load(folder / "images.npz")
     one = np.asarray(ddpm_jax.sample(make_params(), jax.random.key(0), 8, sampler=samplers.DDPM(num_steps=5)))
-    for name, count in (("eight", 8), ("three", 3), ("on_two", 4), ("there", 2), ("last", 3)):
+    counts = {"eight": 8, "three": 3, "on_two": 4, "there": 2, "last": 3, "chunked": 3, "again": 8, "explicit": 8}
+    for name, count in counts.items():
         # another batch on each device sums convolutions in another order
         np.testing.assert_allclose(images[name], one[:count], atol=2e-5, err_msg=name)
+
+
+def test_padding_of_what_is_given(folder):
+    images, key, sampler = np.load(folder / "images.npz"), jax.random.key(0), samplers.DDPM(num_steps=5)
+    x_T = np.random.default_rng(0).standard_normal((3, 8, 8, 1)).astype(np.float32)
+    classes = {"class_labels": np.array([0, 2, 1])}
+    for name, one in (
+        ("given", ddpm_jax.sample(make_params(), key, 3, sampler=sampler, x_T=x_T)),
+        ("later", ddpm_jax.sample(make_params(), key, 3, sampler=sampler, first_index=5)),
+        ("classes", ddpm_jax.sample(make_params(num_class_embeds=3), key, 3, sampler=sampler, **classes)),
+    ):
+        np.testing.assert_allclose(images[name], one, atol=2e-5, err_msg=name)  # as above
 
 
 def test_noise_is_bit_equal(folder):

@@ -149,6 +149,22 @@ def test_predict_leaves_a_learned_variance_out():
     assert prediction.x_0_hat.shape == X.shape
 
 
+def test_predict_refuses_what_is_no_prediction():
+    with pytest.raises(ValueError, match="3 output channels are no prediction for the 1 of an image"):
+        ddpm_jax.predict(make_params(out_channels=3), X, 10)
+    other = make_params(schedule=ScheduleConfig(kind="other"))
+    with pytest.raises(ValueError, match="`apply` works"):
+        ddpm_jax.predict(other, X, 10)
+    assert ddpm_jax.apply(other, X, 10).shape == X.shape
+
+
+@pytest.mark.parametrize("t", [2.5, 10, -1])
+def test_learned_embeddings_have_rows_for_integers_only(t):
+    params = make_params(time_embedding_type="learned", num_train_timesteps=10)
+    with pytest.raises(ValueError, match="has the rows 0 .. 9"):
+        ddpm_jax.apply(params, X, t)
+
+
 def test_numpy_and_jax_inputs_and_grad(tiny):
     from_numpy = ddpm_jax.apply(tiny, X, 5)
     np.testing.assert_array_equal(ddpm_jax.apply(tiny, jnp.asarray(X), jnp.int32(5)), from_numpy)

@@ -418,9 +418,24 @@ class TestEverySampler:
         with pytest.raises(ValueError, match="`noise` has shape"):
             samplers.run(dummy, table, np.zeros((1, 2, 2, 1)), jax.random.key(0), noise=np.zeros((2, 1, 2, 2, 1)))
 
+    def test_other_processes_are_refused(self, name):
+        with pytest.raises(ValueError, match="of another kind"):
+            SAMPLERS[name]().table(ScheduleConfig(kind="other"))
+
+    def test_half_precision_state_keeps_its_timesteps(self, name):
+        table = SAMPLERS[name]().table(EPS)
+        assert np.asarray(table.rows(jnp.bfloat16).t)[:3].tolist() == table.t[:3].tolist()
+
     def test_variance_exploding_is_refused(self, name):
         with pytest.raises(ValueError, match="variance-exploding"):
             SAMPLERS[name]().table(ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0))
+
+
+def test_a_negative_learned_variance_at_the_end_does_no_harm():
+    model = lambda x, t: jnp.concatenate([0 * x, 0 * x - 0.25], axis=-1)
+    table = DDPM(variance_type="learned", timesteps=(0,)).table(X0)
+    x = samplers.run(model, table, np.ones((1, 4, 4, 1), np.float32), jax.random.key(0))
+    np.testing.assert_array_equal(x, 0)
 
 
 def test_ddim_with_eta_1_and_clipped_output_is_ddpm():
@@ -459,6 +474,7 @@ def test_grids(spacing, offset, expected):
         ((1000,), "must lie in 0 .. 999"),
         ((5, -1), "must lie in 0 .. 999"),
         ((), "must be a list of integers"),
+        (5, "must be a list of integers"),
         ((900.5, 0.0), "must be a list of integers"),
     ],
 )
@@ -511,6 +527,9 @@ def test_from_config():
     items = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
     assert samplers.from_config(items) == DDIM(clip=None, set_alpha_to_one=False, steps_offset=1)
     assert samplers.from_config(items, num_steps=7).num_steps == 7
+    old = {"_class_name": "DDPMScheduler", "timesteps": 1000, "clip_predicted_image": False, "clip_sample_range": None}
+    assert samplers.from_config(old) == DDPM(clip=None)
+    assert samplers.from_config({"clip_sample_range": None}) == DDPM()
 
 
 def test_a_scheduler_that_is_not_built_is_named():

@@ -1,6 +1,7 @@
 """The doors to sampling: what they return, how often they compile, what they refuse."""
 
 import contextlib
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -73,12 +74,27 @@ class TestCompileCount:
             ddpm_jax.sample(tiny, KEY, 4, sampler=samplers.DDIM(timesteps=(11, 8, 5, 0)))
             ddpm_jax.sample(tiny, KEY, 4, sampler=samplers.DDPM(num_steps=4))
             ddpm_jax.sample(tiny, KEY, 4, sampler=base, first_index=9)
+            config = Config(tiny.config.unet, SHORT, SamplerConfig("DDIMScheduler"))
+            ddpm_jax.sample(ddpm_jax.Params(tiny.weights, config), KEY, 4, sampler=base)
         assert compiled == []
+
+    def test_chunks_share_one_program(self, tiny):
+        list(ddpm_jax.sample_chunks(tiny, KEY, 2, chunk=6))
+        with count_compiles() as compiled:
+            list(ddpm_jax.sample_chunks(tiny, jax.random.key(9), 2, chunk=6))
+        assert len(compiled) <= 1  # the key
+
+    def test_matmul_precision_is_heeded(self, tiny):
+        """Another precision is another program, also after the first call."""
+        ddpm_jax.sample(tiny, KEY, 4, sampler=DDIM3)
+        with count_compiles() as compiled, jax.default_matmul_precision("highest"):
+            ddpm_jax.sample(tiny, KEY, 4, sampler=DDIM3)
+        assert compiled
 
     def test_another_batch_size_compiles(self, tiny):
         ddpm_jax.sample(tiny, KEY, 4, sampler=DDIM3)
         with count_compiles() as compiled:
-            ddpm_jax.sample(tiny, KEY, 5, sampler=DDIM3)
+            ddpm_jax.sample(tiny, KEY, 7, sampler=DDIM3)
         assert compiled  # so that the test above can fail
 
     def test_apply(self, tiny):
@@ -91,7 +107,6 @@ class TestCompileCount:
 
 def test_an_option_that_xla_does_not_know_is_left_out(tiny, monkeypatch, caplog):
     monkeypatch.setattr(compilation, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
-    monkeypatch.setattr(compilation, "_programs", {})
     with caplog.at_level("INFO"):
         images = ddpm_jax.sample(tiny, KEY, 1, sampler=DDIM3)
     assert "xla_cpu_no_such_option" in caplog.text and "compiled without" in caplog.text
@@ -188,6 +203,22 @@ def test_learned_variance_is_sampled_from_the_checkpoints_config():
     assert np.all(np.isfinite(with_variance)) and np.abs(with_variance - without).max() > 1e-3
 
 
+def test_bfloat16(tiny):
+    rough = ddpm_jax.Params(tiny.weights, Config(dataclasses.replace(tiny.config.unet, dtype="bfloat16"), SHORT))
+    images, exact = (ddpm_jax.sample(params, KEY, 2, sampler=DDIM3) for params in (rough, tiny))
+    assert images.dtype == jnp.float32 and 0 < np.abs(images - exact).max() < 0.2  # three steps of 8-bit mantissas
+
+
+def test_x64(tiny):
+    with jax.enable_x64(True):
+        images = ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3)
+        assert ddpm_jax.predict(tiny, np.zeros((1, 8, 8, 1), np.float32), 3).x_0_hat.dtype == jnp.float32
+        fresh = ddpm_jax.init(KEY, tiny.config)
+    assert images.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fresh))
+    np.testing.assert_allclose(images, ddpm_jax.sample(tiny, KEY, 2, sampler=DDIM3), atol=1e-5)
+
+
 def test_none_follows_the_checkpoint(tiny):
     ddim = Config(tiny.config.unet, SHORT, SamplerConfig("DDIMScheduler", (("clip_sample", False),)))
     images = ddpm_jax.sample(
@@ -280,9 +311,14 @@ class TestRefusals:
             ddpm_jax.sample_path(tiny, KEY, 1, num_frames=13)
         with pytest.raises(ValueError, match="`chunk` must be at least 1"):
             ddpm_jax.sample_chunks(tiny, KEY, 1, chunk=0)
-        with pytest.raises(TypeError, match="There is no argument `steps`"):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
             ddpm_jax.sample_path(tiny, KEY, 1, steps=3)
 
     def test_first_index(self, tiny):
-        with pytest.raises(ValueError, match="`first_index` must not be negative"):
-            ddpm_jax.sample(tiny, KEY, 1, first_index=-1)
+        for index in (-1, 2**31 - 1):
+            with pytest.raises(ValueError, match="`first_index` must be from 0"):
+                ddpm_jax.sample(tiny, KEY, 1, first_index=index)
+
+    def test_mesh(self, tiny, untyped):
+        with pytest.raises(TypeError, match="`mesh` must be a jax.sharding.Mesh"):
+            ddpm_jax.sample(tiny, KEY, 1, mesh="data")

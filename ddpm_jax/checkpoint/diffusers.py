@@ -6,12 +6,12 @@ downloaded is understood exactly as a folder is.
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
-from ddpm_jax.checkpoint.files import read_json, stored, write_json
 from ddpm_jax.checkpoint.state_dict import from_state_dict, to_state_dict
 from ddpm_jax.checkpoint.torch_pickle import read_torch_pickle
 from ddpm_jax.config import (
@@ -23,6 +23,7 @@ from ddpm_jax.config import (
     scheduler_from_dict,
     scheduler_to_dict,
 )
+from ddpm_jax.files import read_json, stored, write_json
 from ddpm_jax.params import Params
 from ddpm_jax.schedule import betas
 
@@ -41,17 +42,19 @@ class Layout:
         scheduler: scheduler_config.json, or None where there is none.
         weights: the weights' files: one, or all shards.
         index: the index of the shards, or None.
+        pipeline: model_index.json, or None.
     """
 
     config: str
     scheduler: str | None
     weights: tuple[str, ...]
     index: str | None = None
+    pipeline: str | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """All files that must be there."""
-        optional = [name for name in (self.scheduler, self.index) if name]
+        optional = [name for name in (self.scheduler, self.index, self.pipeline) if name]
         return (self.config, *optional, *self.weights)
 
 
@@ -85,19 +88,21 @@ def find_layout(names: Collection[str], *, variant: str | None = None, ema: bool
     root = with_config[0]
     schedulers = ("scheduler/scheduler_config.json", "scheduler_config.json")
     scheduler = next((name for name in schedulers if name in names), None)
+    pipeline = "model_index.json" if "model_index.json" in names else None
     stem = f"{root}{WEIGHTS}"
     for extension in ("safetensors", "bin"):
         index = _index_name(names, stem, extension, variant)
         if index is not None:
             # their names stand in the index, which may not be downloaded yet: take all that look like them
             shape = r"-\d+-of-\d+"
-            parts = rf"(\.{variant}{shape}|{shape}\.{variant})" if variant else shape
+            word = re.escape(variant or "")
+            parts = rf"(\.{word}{shape}|{shape}\.{word})" if variant else shape
             pattern = re.compile(rf"{re.escape(stem)}{parts}\.{extension}")
             shards = tuple(sorted(filter(pattern.fullmatch, names)))
-            return Layout(f"{root}config.json", scheduler, shards, index)
+            return Layout(f"{root}config.json", scheduler, shards, index, pipeline)
         single = f"{stem}.{variant}.{extension}" if variant else f"{stem}.{extension}"
         if single in names:
-            return Layout(f"{root}config.json", scheduler, (single,))
+            return Layout(f"{root}config.json", scheduler, (single,), None, pipeline)
     wanted = f"{WEIGHTS}.{variant}" if variant else WEIGHTS
     raise FileNotFoundError(
         f"There is no {root}{wanted}.safetensors or .bin among {_some(names)}.{_variants(names, stem)}"
@@ -137,6 +142,8 @@ def read_folder(folder: Path, layout: Layout, *, dtype: str = "float32", schedul
         ValueError: a file that is no JSON, truncated or corrupt weights, a config of another family, tensors that do
             not fit it.
     """
+    if layout.pipeline:
+        _refuse_other_pipelines(folder / layout.pipeline)
     items = read_json(folder / layout.config)
     family = items.get("_class_name", "UNet2DModel")
     if family not in ("UNet2DModel", "UNetModel", "UNetUnconditionalModel"):
@@ -154,7 +161,28 @@ def read_folder(folder: Path, layout: Layout, *, dtype: str = "float32", schedul
         raise FileNotFoundError(
             f"{folder} has no scheduler_config.json, which a variance-exploding network needs for its noise levels."
         )
+    else:
+        warnings.warn(
+            f"{folder} has no scheduler_config.json: DDPMScheduler's defaults are taken (1000 timesteps, linear betas, "
+            "epsilon prediction).",
+            stacklevel=2,
+        )
     return from_state_dict(read_weights(folder, layout), Config(unet, schedule, sampler))
+
+
+def _refuse_other_pipelines(path: Path) -> None:
+    """Refuse a pipeline whose UNet does not make pixels: one with more than a UNet and a scheduler."""
+    items = read_json(path)
+    others = [
+        name
+        for name, value in items.items()
+        if not name.startswith("_") and name not in ("unet", "scheduler") and isinstance(value, list) and any(value)
+    ]
+    if others:
+        raise ValueError(
+            f"{path} describes a {items.get('_class_name', 'pipeline')} with {', '.join(sorted(others))} beside its "
+            "UNet: a latent or conditional model. ddpm_jax opens pixel-space pipelines: a UNet2DModel and a scheduler."
+        )
 
 
 def read_weights(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
@@ -167,7 +195,7 @@ def read_weights(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
         return _read_tensors(folder / layout.weights[0])
     index = read_json(folder / layout.index)
     places = index.get("weight_map")
-    if not isinstance(places, dict):
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise ValueError(f"{folder / layout.index} has no `weight_map`: it is no index of shards.")
     parent = (folder / layout.index).parent
     state_dict: dict[str, np.ndarray] = {}
@@ -212,7 +240,8 @@ def write_folder(params: Params, folder: Path, storage_dtype: str) -> None:
         schedule = dataclasses.replace(schedule, beta_schedule="linear", trained_betas=table)
     version = {"_diffusers_version": _DIFFUSERS_VERSION}
     scheduler = scheduler_to_dict(schedule, config.sampler)
-    pipeline = "ScoreSdeVePipeline" if schedule.kind == "ve" else "DDPMPipeline"
+    pipelines = {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"}
+    pipeline = pipelines.get(config.sampler.class_name, "DDPMPipeline")
     index = {
         "scheduler": ["diffusers", config.sampler.class_name],
         "unet": ["diffusers", "UNet2DModel"],

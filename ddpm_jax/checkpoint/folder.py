@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.checkpoint.files import read_json, stored, write_json
 from ddpm_jax.checkpoint.state_dict import named_leaves, raise_if_misfits
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
+from ddpm_jax.files import read_json, stored, write_json
 from ddpm_jax.params import Params, abstract_weights
 from ddpm_jax.validation import check, freeze, nearest
 

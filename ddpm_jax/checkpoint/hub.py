@@ -39,40 +39,22 @@ def download(
 
     Raises:
         FileNotFoundError: no such repository, revision or file, or nothing in the cache to fall back on.
-        PermissionError: the hub wants a token, or another one.
-        ConnectionError: the hub answers with an error.
+        PermissionError: the hub wants a token, or another one. (Of a private repository it says that there is none.)
+        ConnectionError: a download broke off.
     """
     import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants
 
-    names = None
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    failure: Exception | None = None
+    names, failure = None, None
     if not (local_files_only or constants.HF_HUB_OFFLINE):
         try:
-            siblings = huggingface_hub.HfApi(token=token).model_info(repo_id, revision=revision).siblings
+            api, patience = huggingface_hub.HfApi(token=token), constants.HF_HUB_ETAG_TIMEOUT
+            siblings = api.model_info(repo_id, revision=revision, timeout=patience).siblings
             names = [sibling.rfilename for sibling in siblings or []]
-        except errors.RevisionNotFoundError as error:
-            raise FileNotFoundError(f"{repo_id} has no revision {revision!r} on the hub.") from error
-        except errors.GatedRepoError as error:
-            raise PermissionError(
-                f"{repo_id} is gated: ask for access on its page, then log in with `hf auth login` or pass `token`."
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise FileNotFoundError(
-                f"There is no model {repo_id} on the hub, and no folder of that name here. If it is private, log in "
-                "with `hf auth login` or pass `token`."
-            ) from error
-        except errors.HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else None
-            if status in (401, 403):
-                raise PermissionError(
-                    f"The hub refuses access to {repo_id} ({status}): log in with `hf auth login`, or pass another "
-                    "`token`."
-                ) from error
-            failure = error
-        except Exception as error:  # whatever the HTTP library of the day raises without a connection
-            failure = error
+        except Exception as error:
+            _raise_if_final(error, repo_id, revision)
+            failure = error  # no connection, or a hub that is down: the cache may have it
     if names is None:
         root = _cached(repo_id, prefix, revision, cache_dir)
         if root is None:
@@ -80,17 +62,44 @@ def download(
             place = f" at {cache_dir}" if cache_dir else ""
             raise FileNotFoundError(f"{reason}, and {repo_id} is not in the cache{place}.") from failure
         return root / prefix, root.name
-    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    wanted = [f"{prefix}{name}" for name in _wanted(repo_id, below, variant, ema)]
+    wanted = _wanted(repo_id, names, prefix, variant, ema)
     try:
         root = huggingface_hub.snapshot_download(
             repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=wanted
         )
     except Exception as error:
+        _raise_if_final(error, repo_id, revision)
         raise ConnectionError(
             f"The download of {repo_id} broke off: {error} Call again: what is complete stays in the cache."
         ) from error
     return Path(root, prefix), Path(root).name
+
+
+def _raise_if_final(error: Exception, repo_id: str, revision: str | None) -> None:
+    """Say what the hub's answer means, where asking again will not change it."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.RevisionNotFoundError):
+        raise FileNotFoundError(f"{repo_id} has no revision {revision!r} on the hub.") from error
+    if isinstance(error, errors.GatedRepoError):
+        raise PermissionError(
+            f"{repo_id} is gated: ask for access on its page, then log in with `hf auth login` or pass `token`."
+        ) from error
+    if isinstance(error, errors.RepositoryNotFoundError):  # the hub does not tell strangers what is private
+        raise FileNotFoundError(
+            f"There is no model {repo_id} on the hub, and no folder of that name here. If it is private, log in with "
+            "`hf auth login` or pass `token`."
+        ) from error
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        raise PermissionError(f"`token=True` needs a login: {error}") from error
+    if isinstance(error, errors.HFValidationError):
+        raise ValueError(f"{repo_id!r} is no id of the hub: {error}") from error
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise PermissionError(
+                f"The hub refuses access to {repo_id} ({status}): log in with `hf auth login`, or pass another `token`."
+            ) from error
 
 
 def _cached(repo_id: str, prefix: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
@@ -106,11 +115,17 @@ def _cached(repo_id: str, prefix: str, revision: str | None, cache_dir: str | Pa
     return None
 
 
-def _wanted(repo_id: str, names: list[str], variant: str | None, ema: bool | None) -> list[str]:
-    if is_ours(names):
-        return [name for name in names if name == MARKER or name.startswith("weights/")]
+def _wanted(repo_id: str, names: list[str], prefix: str, variant: str | None, ema: bool | None) -> list[str]:
+    """Choose the files to download, from the names of all that there are."""
+    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    if is_ours(below):
+        return [f"{prefix}{name}" for name in below if name == MARKER or name.startswith("weights/")]
     try:
-        layout: Layout = find_layout(names, variant=variant, ema=ema)
+        layout: Layout = find_layout(below, variant=variant, ema=ema)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{repo_id} on the hub: {error}") from error
-    return list(layout.files)
+    wanted = [f"{prefix}{name}" for name in layout.files]
+    if layout.scheduler is None and prefix:  # beside a bare unet/
+        parent = prefix.rstrip("/").rpartition("/")[0]
+        wanted.append(f"{parent}/scheduler/scheduler_config.json".lstrip("/"))
+    return wanted

@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from ddpm_jax.checkpoint import hub
 from ddpm_jax.checkpoint.diffusers import find_layout, read_folder, write_folder
-from ddpm_jax.checkpoint.files import check_new_folder, check_storage_dtype, new_folder, read_json
 from ddpm_jax.checkpoint.folder import MARKER, is_ours, read_ours, write_ours
+from ddpm_jax.files import check_new_folder, check_storage_dtype, new_folder, read_json
 from ddpm_jax.params import Params, check_params
 from ddpm_jax.validation import check
 
@@ -68,6 +68,7 @@ def load(
         >>> params.config.sampler.class_name, params.config.schedule.beta_schedule
         ('DDPMScheduler', 'linear')
     """
+    check(dtype in ("float32", "bfloat16"), f'`dtype` must be "float32" or "bfloat16", not {dtype!r}.')
     folder = locate(
         source,
         revision=revision,
@@ -116,11 +117,10 @@ def read(folder: Path, *, variant: str | None = None, ema: bool | None = None, d
         layout = find_layout(names, variant=variant, ema=ema)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}") from error
-    if layout.scheduler is None and folder.name in ("unet", "unet_ema"):
-        beside = folder.parent / "scheduler" / "scheduler_config.json"
-        if beside.is_file():
-            return read_folder(folder, layout, dtype=dtype, scheduler=beside)
-    return read_folder(folder, layout, dtype=dtype)
+    # a bare unet/ has its scheduler beside it, a trainer's checkpoint-500/ too
+    beside = folder.absolute().parent / "scheduler" / "scheduler_config.json"
+    known = layout.scheduler is not None or not beside.is_file()
+    return read_folder(folder, layout, dtype=dtype, scheduler=None if known else beside)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -26,6 +26,8 @@ _OLD_ROOTS = {
     "downsample_blocks": "down_blocks",
     "upsample_blocks": "up_blocks",
 }
+# Second names under which diffusers 0.0.x saved some tensors once more.
+_TWINS = {r"^time_proj\.W$": "time_proj.weight", r"\.(op|Conv2d_0)\.(weight|bias)$": r".conv.\2"}
 _FAMILIES = {
     "input_blocks.0.0.weight": "OpenAI's guided-diffusion or improved-diffusion",
     "temb.dense.0.weight": "the PyTorch port of Ho et al.'s checkpoints (pesser, ermongroup/ddim)",
@@ -49,11 +51,9 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def _to_torch(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
-    return (
-        value.transpose(range(value.ndim)[::-1] if value.ndim == 2 else (3, 2, 0, 1))
-        if (path[-1] == "kernel")
-        else value
-    )
+    if path[-1] != "kernel":
+        return value
+    return value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
 
 
 def _from_torch(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
@@ -96,7 +96,7 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], config: Config) -> Par
         True
     """
     refuse_other_families(state_dict)
-    state_dict = {_upgraded(name): value for name, value in state_dict.items()}
+    state_dict = _upgraded(state_dict)
     shapes = named_leaves(abstract_weights(config.unet))
     expected = {torch_name(path): path for path in shapes}
     wanted = {name: _to_torch(path, _hollow(shapes[path])).shape for name, path in expected.items()}
@@ -158,7 +158,24 @@ def refuse_other_families(state_dict: Mapping[str, np.ndarray]) -> None:
             )
 
 
-def _upgraded(name: str) -> str:
+def _upgraded(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Bring the names of old diffusers versions up to date, and drop what those saved twice.
+
+    Raises:
+        ValueError: two tensors of the same new name that differ.
+    """
+    result: dict[str, np.ndarray] = {}
+    for name, value in state_dict.items():
+        new = _new_name(name)
+        if new in result and not np.array_equal(result[new], value):
+            raise ValueError(f"The weights hold `{new}` twice, once as `{name}`, with different values.")
+        result[new] = value
+    return result
+
+
+def _new_name(name: str) -> str:
+    for old, new in _TWINS.items():
+        name = re.sub(old, new, name)
     root, _, rest = name.partition(".")
     name = f"{_OLD_ROOTS.get(root, root)}.{rest}" if rest else name
     match = re.match(r"^(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)$", name)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ddpm_jax.config import SamplerConfig
+from ddpm_jax.config import SamplerConfig, scheduler_from_dict
 from ddpm_jax.samplers.ancestral import DDIM, DDPM
 from ddpm_jax.samplers.base import Sampler, Switches, Table, run
 from ddpm_jax.validation import nearest
@@ -17,6 +17,7 @@ __all__ = [
     "Table",
     "by_name",
     "from_config",
+    "is_built",
     "run",
 ]
 
@@ -45,6 +46,11 @@ def by_name(name: str) -> Sampler:
     return SAMPLERS[name]()
 
 
+def is_built(config: SamplerConfig) -> bool:
+    """Tell whether the scheduler that a checkpoint names has a sampler here."""
+    return config.class_name in _OF_SCHEDULER
+
+
 def from_config(config: dict[str, Any] | SamplerConfig, *, num_steps: int | None = None) -> Sampler:
     """Return the sampler that a scheduler config of diffusers names, with its knobs.
 
@@ -62,10 +68,9 @@ def from_config(config: dict[str, Any] | SamplerConfig, *, num_steps: int | None
         >>> from_config({"_class_name": "DDPMScheduler", "clip_sample": False}).clip is None
         True
     """
-    if isinstance(config, SamplerConfig):
-        class_name, items = config.class_name, config.to_dict()
-    else:
-        class_name, items = config.get("_class_name", "DDPMScheduler"), dict(config)
+    if not isinstance(config, SamplerConfig):
+        _, config = scheduler_from_dict(config)
+    class_name, items = config.class_name, config.to_dict()
     if class_name not in _OF_SCHEDULER:
         raise ValueError(
             f"The checkpoint's scheduler, {class_name}, has no sampler here yet. Pass one of SAMPLERS "
@@ -74,7 +79,8 @@ def from_config(config: dict[str, Any] | SamplerConfig, *, num_steps: int | None
     sampler = _OF_SCHEDULER[class_name]
     names = {field.name for field in dataclasses.fields(sampler)}
     knobs = {name: value for name, value in items.items() if name in names and value is not None}
-    knobs["clip"] = items.get("clip_sample_range", 1.0) if items.get("clip_sample", True) else None
+    clip_range = items.get("clip_sample_range")
+    knobs["clip"] = (1.0 if clip_range is None else clip_range) if items.get("clip_sample", True) else None
     if num_steps is not None:
         knobs["num_steps"] = num_steps
     return sampler(**knobs)

@@ -59,14 +59,17 @@ class ChainSampler(Sampler):
         good = isinstance(self.thresholding, bool)
         check(good, f"`thresholding` must be true or false, not {self.thresholding!r}.")
         if self.timesteps is not None:
+            good = isinstance(self.timesteps, list | tuple)
+            check(good, f"`timesteps` must be a list of integers, not {self.timesteps!r}.")
             object.__setattr__(self, "timesteps", tuple(self.timesteps))  # a list would not hash
 
     def _grid(self, schedule: ScheduleConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the timesteps and the signal power at each and after it."""
         if schedule.kind != "vp":
+            kind = "variance-exploding (google/ncsnpp-*)" if schedule.kind == "ve" else "of another kind"
             raise ValueError(
-                f"{type(self).__name__} samples variance-preserving networks; this checkpoint is variance-exploding "
-                "(google/ncsnpp-*), for which no sampler is built yet. `apply` and `predict` work."
+                f"{type(self).__name__} samples variance-preserving networks; this checkpoint is {kind}, for which no "
+                "sampler is built yet. `apply` works."
             )
         total = schedule.num_train_timesteps
         steps = total if self.num_steps is None else self.num_steps
@@ -101,13 +104,15 @@ class DDPM(ChainSampler):
     "fixed_large" leaves noise in the image.
 
     Attributes:
-        variance_type: sigma^2 is the posterior's variance, "fixed_small" ("fixed_small_log" is the same);
-            1 - alpha_bar_t / alpha_bar_s, "fixed_large" ("fixed_large_log" is the same here;
-            diffusers takes a root too many and yields NaN, issue 14569); the second half of the network's
-            channels, "learned"; or its
-            interpolation between the two in logarithms, "learned_range" (Nichol & Dhariwal 2021, eq. 15).
+        variance_type: what sigma^2 is.
+            "fixed_small": the variance of q(x_s | x_t, x_0); "fixed_small_log" is the same.
+            "fixed_large": 1 - alpha_bar_t / alpha_bar_s; "fixed_large_log" is the same here, and NaN in diffusers,
+            which takes the root of a logarithm (issue 14569).
+            "learned": the second half of the network's channels.
+            "learned_range": between the two fixed ones in logarithms, by the second half of the channels
+            (Nichol & Dhariwal 2021, eq. 15).
 
-    Few steps with "fixed_large" ruin images (CIFAR-10 at 20 steps: FID 137 instead of 16), so that warns.
+    Few steps with "fixed_large" ruin images, so that warns. (On CIFAR-10 at 20 steps FID 137.)
 
     Example:
         >>> DDPM(num_steps=250).table(ScheduleConfig()).t[:3].tolist()

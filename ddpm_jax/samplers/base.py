@@ -117,7 +117,9 @@ class Table:
             np.tile(np.asarray(limits), (count, 1)),
         )
         index = np.arange(count, dtype=np.int32)
-        return Rows(index, *(np.asarray(array, dtype) for array in numbers))
+        rows = Rows(index, *(np.asarray(array, dtype) for array in numbers))
+        # half precision has no room for 999
+        return rows._replace(t=np.asarray(self.t, jnp.promote_types(dtype, np.float32)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,8 +159,8 @@ def run(
 ) -> Images:
     """Run a sampler's table on any network: x_T to x_0.
 
-    A plain traceable function: jit, vmap and differentiate it as you like. Weights belong into the closure `net_fn`
-    only inside a trace.
+    A plain traceable function: jit, vmap and differentiate it as you like. Let `net_fn` close over weights only inside
+    jit; outside they would become constants of the program.
 
     Args:
         net_fn: net_fn(x, t) -> raw output; x is [b, h, w, c], t a scalar. For variances that are learned
@@ -185,6 +187,7 @@ def run(
     if noise is not None and jnp.shape(noise) != (table.num_evals, *x_T.shape):
         raise ValueError(f"`noise` has shape {jnp.shape(noise)}; the table wants {(table.num_evals, *x_T.shape)}.")
     indices = jnp.arange(x_T.shape[0]) if indices is None else indices
+    noise = None if noise is None else jnp.asarray(noise, x_T.dtype)
     rows = table.rows(x_T.dtype)
     state = initial_state(table.switches, jnp.asarray(table.init_scale, x_T.dtype), x_T)
     keys = image_keys(key, indices)
@@ -257,7 +260,7 @@ def scan_rows(
 
 def _learned_std(variance: str, spread: jax.Array, log_bounds: jax.Array) -> jax.Array:
     if variance == "learned":
-        return jnp.sqrt(spread)
+        return jnp.sqrt(jnp.maximum(spread, 0))  # a negative one in the last row must not become 0 NaN
     fraction = (spread + 1) / 2  # Nichol & Dhariwal 2021, eq. 15
     return jnp.exp(0.5 * (fraction * log_bounds[1] + (1 - fraction) * log_bounds[0]))
 

@@ -31,10 +31,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return items
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes `path` only when all is written."""
+    partial = path.with_name(f".{path.name}.partial")
+    yield partial
+    partial.replace(path)
+
+
 def write_json(path: Path, items: dict[str, Any]) -> None:
     """Write a JSON object, readable by people."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(items, indent=2, sort_keys=True) + "\n")
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(items, indent=2, sort_keys=True) + "\n")
 
 
 def check_new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> None:
@@ -71,7 +80,7 @@ def check_new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -
 def new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> Iterator[Path]:
     """Give an empty folder to write into, which gets its name only when all is written.
 
-    An exception, or a kill, leaves nothing under the name.
+    An exception, or a kill, leaves nothing under the name, and what is to be overwritten stays until then.
 
     Raises:
         FileExistsError, PermissionError, NotADirectoryError: as `check_new_folder`, before anything is written.
@@ -85,9 +94,15 @@ def new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> Iter
     partial.mkdir()
     try:
         yield partial
+        check_new_folder(folder, overwrite=overwrite, marks=marks)  # once more: writing takes minutes
         if folder.exists():
             folder.rename(replaced)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
