@@ -104,6 +104,8 @@ def hub(tmp_path_factory):
     (root / "empty/README.md").write_text("nothing else")
     nested = root / "nested"
     ddpm_jax.save(make_params(1), nested / "inner", format="diffusers")
+    ddim = ddpm_jax.Config(make_params().config.unet, sampler=ddpm_jax.SamplerConfig("DDIMScheduler"))
+    ddpm_jax.save(ddpm_jax.Params(make_params().weights, ddim), root / "pipeline", format="diffusers")
     ours = root / "ours"
     ddpm_jax.save(make_params(2), ours)
     Hub.repositories = {
@@ -111,6 +113,7 @@ def hub(tmp_path_factory):
         "google/truncated": test,
         "someone/empty": root / "empty",
         "someone/nested": nested,
+        "someone/pipeline": root / "pipeline",
         "someone/ours": ours,
     }
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -189,6 +192,8 @@ def test_errors_and_options(hub, tmp_path):
         {"source": "someone/empty"},
         {"source": "someone/nested", "subfolder": "inner"},
         {"source": "someone/ours"},
+        {"source": "someone/pipeline", "subfolder": "unet"},
+        {"source": "a--b"},
         {"source": "google/ddpm-test", "revision": COMMIT, "cache_dir": str(cache)},
     )
     results = load_there(hub, tmp_path / "home", *scenarios)
@@ -209,7 +214,9 @@ def test_errors_and_options(hub, tmp_path):
     assert results[3] == [total_of(0), "DDPMScheduler"]
     assert results[9][0] == total_of(1)
     assert results[10][0] == total_of(2)
-    assert results[11][0] == total_of(0) and cache.is_dir()
+    assert results[11] == [total_of(0), "DDIMScheduler"]  # the scheduler lies beside unet/
+    assert results[12][0] == "ValueError" and "no id of the hub" in results[12][1]
+    assert results[13][0] == total_of(0) and cache.is_dir()
 
 
 def test_an_existing_folder_wins(tmp_path, monkeypatch):
