@@ -54,7 +54,8 @@ def pytest_configure(config):
     """Compile quickly rather than well in the fast suite, which does little else; the slow one runs what users run."""
     if not config.getoption("--slow"):
         flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -136,6 +137,12 @@ def make_params(seed: int = 0, schedule: ScheduleConfig | None = None, **changes
     }
     config = UNetConfig(**(tiny | changes))
     return from_state_dict(random_state_dict(config, seed), Config(config, schedule or ScheduleConfig()))
+
+
+def small_params(**changes) -> ddpm_jax.Params:
+    """An even smaller network, of one level, that compiles in no time: for what is around a network."""
+    small = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    return make_params(**(small | {"mid_block_type": None} | changes))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_readme_python(number, tmp_path, monkeypatch):
     """Every block runs by itself; where it names a checkpoint of the hub, the demo stands for it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import make_params
+from conftest import small_params
 
 import ddpm_jax
 from ddpm_jax import samplers
@@ -19,12 +19,12 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 import ddpm_jax
-from conftest import make_params
+from conftest import small_params
 from ddpm_jax import samplers, sharding
 from ddpm_jax.checkpoint import load
 
 out = {out!r}
-params, key, sampler = make_params(), jax.random.key(0), samplers.DDPM(num_steps=5)
+params, key, sampler = small_params(), jax.random.key(0), samplers.DDPM(num_steps=5)
 assert len(jax.devices()) == 8
 
 eight = ddpm_jax.sample(params, key, 8, sampler=sampler)
@@ -37,7 +37,7 @@ import jax.numpy as jnp
 x_T = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8, 8, 1)), "float32")
 given = ddpm_jax.sample(params, key, 3, sampler=sampler, x_T=x_T)
 later = ddpm_jax.sample(params, key, 3, sampler=sampler, first_index=5)
-classes = ddpm_jax.sample(make_params(num_class_embeds=3), key, 3, sampler=sampler, class_labels=np.array([0, 2, 1]))
+classes = ddpm_jax.sample(small_params(num_class_embeds=3), key, 3, sampler=sampler, class_labels=np.array([0, 2, 1]))
 *_, (_, _, chunked) = ddpm_jax.sample_chunks(params, key, 3, sampler=sampler, chunk=2)
 everywhere = sharding.replicate(params)
 again = ddpm_jax.sample(everywhere, key, 8, sampler=sampler)
@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
 
 def test_images_equal_those_of_one_device(folder):
     images = np.load(folder / "images.npz")
-    one = np.asarray(ddpm_jax.sample(make_params(), jax.random.key(0), 8, sampler=samplers.DDPM(num_steps=5)))
+    one = np.asarray(ddpm_jax.sample(small_params(), jax.random.key(0), 8, sampler=samplers.DDPM(num_steps=5)))
     counts = {"eight": 8, "three": 3, "on_two": 4, "there": 2, "last": 3, "chunked": 3, "again": 8, "explicit": 8}
     for name, count in counts.items():
         # another batch on each device sums convolutions in another order
@@ -89,9 +89,9 @@ def test_padding_of_what_is_given(folder):
     x_T = np.random.default_rng(0).standard_normal((3, 8, 8, 1)).astype(np.float32)
     classes = {"class_labels": np.array([0, 2, 1])}
     for name, one in (
-        ("given", ddpm_jax.sample(make_params(), key, 3, sampler=sampler, x_T=x_T)),
-        ("later", ddpm_jax.sample(make_params(), key, 3, sampler=sampler, first_index=5)),
-        ("classes", ddpm_jax.sample(make_params(num_class_embeds=3), key, 3, sampler=sampler, **classes)),
+        ("given", ddpm_jax.sample(small_params(), key, 3, sampler=sampler, x_T=x_T)),
+        ("later", ddpm_jax.sample(small_params(), key, 3, sampler=sampler, first_index=5)),
+        ("classes", ddpm_jax.sample(small_params(num_class_embeds=3), key, 3, sampler=sampler, **classes)),
     ):
         np.testing.assert_allclose(images[name], one, atol=2e-5, err_msg=name)  # as above
 
@@ -105,14 +105,14 @@ def test_noise_is_bit_equal(folder):
 
 def test_saved_on_eight_loaded_on_one_and_two(folder):
     params = ddpm_jax.load(folder / "saved")
-    jax.tree.map(np.testing.assert_array_equal, params, make_params())
+    jax.tree.map(np.testing.assert_array_equal, params, small_params())
     program = f"""
 import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]
 import jax; jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np, ddpm_jax
-from conftest import make_params
+from conftest import small_params
 params = ddpm_jax.load({str(folder / "saved")!r})
-jax.tree.map(np.testing.assert_array_equal, params, make_params())
+jax.tree.map(np.testing.assert_array_equal, params, small_params())
 images = ddpm_jax.sample(params, jax.random.key(0), 2, sampler=ddpm_jax.samplers.DDIM(num_steps=2))
 assert len(images.sharding.device_set) == 2
 """

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_params
+from conftest import small_params
 
 import ddpm_jax
 from ddpm_jax import compilation, samplers, sharding
@@ -17,12 +17,6 @@ from ddpm_jax.samplers.base import draw_noise, image_keys
 SHORT = ScheduleConfig(num_train_timesteps=12)
 KEY = jax.random.key(0)
 DDIM3 = samplers.DDIM(num_steps=3)
-
-
-def small_params(**changes):
-    """A network that compiles in no time: what is tested here is around it."""
-    small = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
-    return make_params(**(small | {"mid_block_type": None} | changes))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import NCSNPP, PLAIN, formula_state_dict, make_params, random_state_dict
+from conftest import NCSNPP, PLAIN, formula_state_dict, make_params, random_state_dict, small_params
 
 import ddpm_jax
 from ddpm_jax.checkpoint.state_dict import from_state_dict
@@ -171,7 +171,7 @@ def test_remat_changes_memory_only():
     key = jax.random.key(0)
     gradients, programs = [], []
     for remat in (False, True):
-        params = make_params(dropout=0.1, remat=remat)
+        params = small_params(dropout=0.1, remat=remat)
         traced = jax.jit(jax.grad(loss)).trace(params, key)
         programs.append(str(traced.jaxpr))
         gradients.append(jax.tree.leaves(traced.lower().compile()(params, key)))
