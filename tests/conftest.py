@@ -20,6 +20,7 @@ from ddpm_jax.params import abstract_weights
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
+collect_ignore = ["oracles/make_oracles.py"]  # doctest would import it, and it wants torch
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
 

@@ -1,0 +1,85 @@
+"""Models whose sampling results are known: diffusers' dummy, a nonlinear one, and the exact eps of a Gaussian.
+
+(research/diffusers.md, 6.1 to 6.3.) Everything is NCHW outside, as diffusers' numbers are.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from torch_random import TorchGenerator
+
+from ddpm_jax import samplers
+from ddpm_jax.config import ScheduleConfig
+from ddpm_jax.samplers import DDPM
+from ddpm_jax.schedule import alphas_cumprod
+
+V = ScheduleConfig(prediction_type="v_prediction")
+X0 = ScheduleConfig(prediction_type="sample")
+EPS = ScheduleConfig()
+
+
+def nhwc(array):
+    return np.ascontiguousarray(np.asarray(array, np.float32).transpose(0, 2, 3, 1))
+
+
+def dummy_start():
+    """diffusers' dummy_sample_deter, NCHW [4, 3, 8, 8]."""
+    return (np.arange(768, dtype=np.float32).reshape(3, 8, 8, 4) / 768).transpose(3, 0, 1, 2)
+
+
+def known_noise():
+    return (np.arange(768, dtype=np.float32)[::-1].reshape(3, 8, 8, 4) / 768).transpose(3, 0, 1, 2)
+
+
+def dummy(x, t):
+    """diffusers' dummy_model."""
+    return x * t / (t + 1)
+
+
+def nonlinear(x, t):
+    return jnp.sin(3 * x) + 0.3 * jnp.cos(x * t / 100)
+
+
+def run(sampler, schedule=EPS, model=dummy, start=None, seed=None, first_row=0):
+    """Run a sampler in NCHW terms; seed None means no noise. Returns NCHW."""
+    table = sampler.table(schedule)
+    start = dummy_start() if start is None else start
+    noise = np.zeros((table.num_evals, *start.shape), np.float32)
+    if seed is not None:
+        generator = TorchGenerator(seed)
+        # diffusers draws in every step with t > 0 (DDPM), or in every step (DDIM with eta > 0)
+        drawn = table.t > 0 if isinstance(sampler, DDPM) else np.ones(table.num_evals, bool)
+        for row in np.flatnonzero(drawn):
+            if row >= first_row:
+                noise[row] = generator.randn(*start.shape)
+    if first_row:
+        numbers = {
+            field.name: getattr(table, field.name)[first_row:]
+            for field in dataclasses.fields(table)
+            if isinstance(getattr(table, field.name), np.ndarray)
+        }
+        table, noise = dataclasses.replace(table, **numbers), noise[first_row:]
+    noise = np.stack([nhwc(draw) for draw in noise])
+    out = samplers.run(model, table, nhwc(start), jax.random.key(0), noise=noise)
+    return np.asarray(out).transpose(0, 3, 1, 2)
+
+
+def gaussian(schedule, mean=0.3, std=0.25):
+    """The exact network for data N(mean, std^2 I), of whichever prediction type."""
+    alpha_bar = jnp.asarray(alphas_cumprod(schedule))
+
+    def net_fn(x, t):
+        alpha_bar_t = alpha_bar[t.astype(int)].astype(x.dtype)
+        variance = alpha_bar_t * std**2 + 1 - alpha_bar_t
+        eps = jnp.sqrt(1 - alpha_bar_t) / variance * (x - jnp.sqrt(alpha_bar_t) * mean)
+        x_0 = mean + jnp.sqrt(alpha_bar_t) * std**2 / variance * (x - jnp.sqrt(alpha_bar_t) * mean)
+        v = jnp.sqrt(alpha_bar_t) * eps - jnp.sqrt(1 - alpha_bar_t) * x_0
+        return {"epsilon": eps, "sample": x_0, "v_prediction": v}[schedule.prediction_type]
+
+    return net_fn
+
+
+def gaussian_start():
+    return (1.2 * np.sin(0.7 * np.arange(768))).astype(np.float32).reshape(4, 3, 8, 8)
