@@ -235,11 +235,9 @@ def scheduler_to_dict(schedule: ScheduleConfig, sampler: SamplerConfig) -> dict[
         'linear'
     """
     items = {"_class_name": sampler.class_name, "num_train_timesteps": schedule.num_train_timesteps}
-    if schedule.kind == "other":
-        pass
-    elif schedule.kind == "ve":
+    if schedule.kind == "ve":
         items |= {"sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
-    else:
+    elif schedule.kind == "vp":
         betas = schedule.trained_betas
         items |= {
             "beta_start": schedule.beta_start,

@@ -119,8 +119,8 @@ def read(folder: Path, *, variant: str | None = None, ema: bool | None = None, d
         raise FileNotFoundError(f"{folder}: {error}") from error
     # a bare unet/ has its scheduler beside it, a trainer's checkpoint-500/ too
     beside = folder.absolute().parent / "scheduler" / "scheduler_config.json"
-    known = layout.scheduler is not None or not beside.is_file()
-    return read_folder(folder, layout, dtype=dtype, scheduler=None if known else beside)
+    scheduler = beside if layout.scheduler is None and beside.is_file() else None
+    return read_folder(folder, layout, dtype=dtype, scheduler=scheduler)
 
 
 def _files(folder: Path) -> list[Path]:

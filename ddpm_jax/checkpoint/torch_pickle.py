@@ -46,7 +46,7 @@ def read_torch_pickle(path: str | Path) -> dict[str, np.ndarray]:
             if start[:4] == b"PK\x03\x04":
                 content = _read_zip(file, size)
             elif start == _LEGACY_START:
-                content = _read_legacy(file)
+                content = _read_legacy(file, size)
             else:
                 raise Refused("it is neither a zip archive nor a stream of pickles that torch wrote")
             return _state_dict(content, size)
@@ -116,7 +116,7 @@ def _read_zip(file: io.BufferedIOBase, size: int) -> Any:
     return Machine(load_storage).run(io.BytesIO(archive.read(f"{root}/data.pkl")))
 
 
-def _read_legacy(file: io.BufferedIOBase) -> Any:
+def _read_legacy(file: io.BufferedIOBase, size: int) -> Any:
     storages: dict[str, Storage] = {}
 
     def load_storage(identity: Any) -> Storage:
@@ -126,10 +126,10 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
             return root
         if type(view) is not tuple or len(view) != 3:
             raise Refused(f"a view of a storage is {shown(view)}")
-        _, offset, size = view
-        if type(offset) is not int or type(size) is not int or size < 0:
+        _, offset, length = view
+        if type(offset) is not int or type(length) is not int or length < 0:
             raise Refused("a view of a storage has a broken offset or size")
-        return Storage(root.dtype, size, root=root, offset=offset)
+        return Storage(root.dtype, length, root=root, offset=offset)
 
     def refuse(identity: Any) -> Storage:
         raise Refused("its head refers to storages")
@@ -149,7 +149,8 @@ def _read_legacy(file: io.BufferedIOBase) -> Any:
         storage = storages[key]
         if count != storage.count:
             raise Refused(f"storage {key} has {count} numbers here and {storage.count} there")
-        storage.fill(file.read(count * storage.dtype.itemsize), big_endian)
+        wanted = count * storage.dtype.itemsize
+        storage.fill(file.read(min(wanted, size)), big_endian)  # no buffer larger than the file; `fill` says what lacks
     return content
 
 
