@@ -262,7 +262,7 @@ def info(
             f"schedule    {schedule.num_train_timesteps} timesteps, {schedule.beta_schedule} betas "
             f"{schedule.beta_start} .. {schedule.beta_end}, predicts {schedule.prediction_type}"
         )
-    if schedule.kind == "vp" and samplers.is_built(params.config.sampler):
+    if samplers.has_sampler(params.config.sampler):
         print(f"sampler     {_describe(samplers.from_config(params.config.sampler))}")
     else:
         print(f"sampler     {params.config.sampler.class_name}, which is not built yet")

@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def doctest_names(doctest_namespace):
     """What the examples in docstrings may use without importing it."""
-    doctest_namespace.update(jax=jax, jnp=jax.numpy, np=np, ddpm_jax=ddpm_jax)
+    doctest_namespace.update(jax=jax, jnp=jax.numpy, np=np, ddpm_jax=ddpm_jax, ScheduleConfig=ScheduleConfig)
 
 
 def torch_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:

@@ -4,15 +4,16 @@
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from torch_random import TorchGenerator
 
-from ddpm_jax import samplers
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import DDPM
+from ddpm_jax.samplers.base import image_keys, initial_state, scan_rows
 from ddpm_jax.schedule import alphas_cumprod
 
 V = ScheduleConfig(prediction_type="v_prediction")
@@ -42,15 +43,41 @@ def nonlinear(x, t):
     return jnp.sin(3 * x) + 0.3 * jnp.cos(x * t / 100)
 
 
-def run(sampler, schedule=EPS, model=dummy, start=None, seed=None, first_row=0):
-    """Run a sampler in NCHW terms; seed None means no noise. Returns NCHW."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _scan(net_fn, switches, rows, state, keys, noise):
+    return scan_rows(net_fn, switches, rows, state, keys, noise=noise)[0]
+
+
+def run_table(net_fn, table, x_T, key=None, noise=None):
+    """What `samplers.run` does, with rows that do nothing added up to a power of two: fewer programs to compile."""
+    x_T = jnp.asarray(x_T)
+    keys = image_keys(jax.random.key(0) if key is None else key, jnp.arange(len(x_T)))
+    rows = table.rows(x_T.dtype)
+    extra = 2 ** (table.num_evals - 1).bit_length() - table.num_evals
+    rows = jax.tree.map(lambda array: np.concatenate([array, np.repeat(array[-1:], extra, axis=0)]), rows)
+    k = table.switches.num_images
+    rows.mix[table.num_evals :] = np.eye(k, k + 3)
+    rows.langevin[table.num_evals :] = (0, 1)
+    if noise is not None:
+        noise = np.concatenate([noise, np.zeros((extra, *noise.shape[1:]))]).astype(x_T.dtype)
+    state = initial_state(table.switches, jnp.asarray(table.init_scale, x_T.dtype), x_T)
+    return np.asarray(_scan(net_fn, table.switches, rows, state, keys, noise)[0])
+
+
+def run(sampler, schedule=EPS, model=dummy, start=None, seed=None, first_row=0, told=None):
+    """Run a sampler in NCHW terms; seed None means no noise. Returns NCHW.
+
+    `told` rounds the timesteps that the network is told: diffusers rounds or cuts those of Karras's grid and its kin.
+    """
     table = sampler.table(schedule)
+    if told is not None:
+        table = dataclasses.replace(table, t=told(table.t))
     start = dummy_start() if start is None else start
     noise = np.zeros((table.num_evals, *start.shape), np.float32)
     if seed is not None:
         generator = TorchGenerator(seed)
-        # diffusers draws in every step with t > 0 (DDPM), or in every step (DDIM with eta > 0)
-        drawn = table.t > 0 if isinstance(sampler, DDPM) else np.ones(table.num_evals, bool)
+        # diffusers draws in every step with t > 0 (DDPM), or at the end of every step (the others)
+        drawn = table.t > 0 if isinstance(sampler, DDPM) else table.ends_step
         for row in np.flatnonzero(drawn):
             if row >= first_row:
                 noise[row] = generator.randn(*start.shape)
@@ -62,16 +89,16 @@ def run(sampler, schedule=EPS, model=dummy, start=None, seed=None, first_row=0):
         }
         table, noise = dataclasses.replace(table, **numbers), noise[first_row:]
     noise = np.stack([nhwc(draw) for draw in noise])
-    out = samplers.run(model, table, nhwc(start), jax.random.key(0), noise=noise)
-    return np.asarray(out).transpose(0, 3, 1, 2)
+    return run_table(model, table, nhwc(start), noise=noise).transpose(0, 3, 1, 2)
 
 
+@functools.cache
 def gaussian(schedule, mean=0.3, std=0.25):
-    """The exact network for data N(mean, std^2 I), of whichever prediction type."""
+    """The exact network for data N(mean, std^2 I), of whichever prediction type, at fractional timesteps too."""
     alpha_bar = jnp.asarray(alphas_cumprod(schedule))
 
     def net_fn(x, t):
-        alpha_bar_t = alpha_bar[t.astype(int)].astype(x.dtype)
+        alpha_bar_t = jnp.interp(t, jnp.arange(len(alpha_bar)), alpha_bar).astype(x.dtype)
         variance = alpha_bar_t * std**2 + 1 - alpha_bar_t
         eps = jnp.sqrt(1 - alpha_bar_t) / variance * (x - jnp.sqrt(alpha_bar_t) * mean)
         x_0 = mean + jnp.sqrt(alpha_bar_t) * std**2 / variance * (x - jnp.sqrt(alpha_bar_t) * mean)

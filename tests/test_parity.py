@@ -15,7 +15,6 @@ from test_params import CAT, CIFAR, NCSNPP_256
 from torch_random import TorchGenerator
 
 import ddpm_jax
-from ddpm_jax import samplers
 from ddpm_jax.checkpoint.state_dict import from_state_dict, to_state_dict
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 
@@ -155,89 +154,6 @@ def test_gradients_equal_torchs():
     for name, parameter in net.named_parameters():
         difference = np.abs(gradients[name] - parameter.grad.numpy()).max()
         assert difference <= 1e-4 * max(float(parameter.grad.abs().max()), 1e-3 * largest), name
-
-
-def pipeline_run(net, scheduler, x_T, noise, num_steps, **step):
-    """diffusers' DDPMPipeline loop, with the noise given."""
-    import torch
-    from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
-
-    draws = iter(noise)
-    for module in (scheduling_ddim, scheduling_ddpm):
-        module.randn_tensor = lambda *args, **kwargs: torch.from_numpy(next(draws))
-    scheduler.set_timesteps(num_steps)
-    x = torch.from_numpy(x_T)
-    with torch.inference_mode():
-        for t in scheduler.timesteps:
-            x = scheduler.step(net(x, t).sample, t, x, **step).prev_sample
-    return x.numpy()
-
-
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim eta 1"])
-def test_whole_runs_of_the_demo(name, monkeypatch):
-    """Equal x_T and equal noise: 1000 DDPM steps and 50 DDIM steps end together."""
-    pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
-
-    for module in (scheduling_ddim, scheduling_ddpm):  # put back afterwards
-        monkeypatch.setattr(module, "randn_tensor", module.randn_tensor)
-    params = ddpm_jax.load()
-    net = torch_net(params.config.unet, to_state_dict(params))
-    generator = np.random.default_rng(0)
-    x_T = generator.standard_normal((2, 1, 16, 16)).astype(np.float32)
-    if name == "ddpm":
-        sampler, scheduler, step = samplers.DDPM(), diffusers.DDPMScheduler(), {}
-    else:
-        eta = 1.0 if name.endswith("1") else 0.0
-        sampler, scheduler, step = samplers.DDIM(eta=eta), diffusers.DDIMScheduler(), {"eta": eta}
-    table = sampler.table(params.config.schedule)
-    noise = generator.standard_normal((table.num_evals, *x_T.shape)).astype(np.float32)
-    expected = pipeline_run(net, scheduler, x_T, noise, table.num_evals, **step)
-    net_fn = lambda x, t: ddpm_jax.apply(params, x, t)
-    run = jax.jit(lambda x, noise: samplers.run(net_fn, table, x, jax.random.key(0), noise=noise))
-    got = run(x_T.transpose(0, 2, 3, 1), noise.transpose(0, 1, 3, 4, 2))
-    # a thousand steps pass on a float32 rounding that the last, clipped ones no longer enlarge
-    np.testing.assert_allclose(np.asarray(got).transpose(0, 3, 1, 2), expected, atol=1e-3)
-
-
-@pytest.mark.parametrize("scheduler_kind", ["DDPMScheduler", "DDIMScheduler"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
-        {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample", "clip_sample_range": 0.7},
-        {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.5, "steps_offset": 1},
-        {"clip_sample": False, "rescale_betas_zero_snr": True, "num_train_timesteps": 500},
-    ],
-)
-def test_from_config_equals_the_scheduler(scheduler_kind, changes, monkeypatch):
-    """The sampler that a scheduler's config names does what the scheduler does, option by option."""
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
-
-    for module in (scheduling_ddim, scheduling_ddpm):
-        monkeypatch.setattr(module, "randn_tensor", module.randn_tensor)
-    scheduler = getattr(diffusers, scheduler_kind)(**changes)
-    items = json.loads(scheduler.to_json_string())
-    schedule, config = ddpm_jax.config.scheduler_from_dict(items)
-    sampler = samplers.from_config(config, num_steps=10)
-    table = sampler.table(schedule)
-    generator = np.random.default_rng(0)
-    x_T = generator.standard_normal((2, 3, 8, 8)).astype(np.float32)
-    noise = generator.standard_normal((10, *x_T.shape)).astype(np.float32)
-
-    class Net:
-        def __call__(self, x, t):
-            return type("Out", (), {"sample": torch.sin(3 * x) + 0.3 * torch.cos(x * t / 100)})
-
-    expected = pipeline_run(Net(), scheduler, x_T, noise, 10)
-    net_fn = lambda x, t: jax.numpy.sin(3 * x) + 0.3 * jax.numpy.cos(x * t / 100)
-    x = x_T.transpose(0, 2, 3, 1)
-    got = samplers.run(net_fn, table, x, jax.random.key(0), noise=noise.transpose(0, 1, 3, 4, 2))
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(np.asarray(got).transpose(0, 3, 1, 2), expected, atol=2e-4 * scale)  # cos(9 x) a step
 
 
 def test_diffusers_opens_what_we_export(tmp_path):

@@ -5,16 +5,27 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from known_models import EPS, X0, V, dummy, dummy_start, gaussian, gaussian_start, known_noise, nhwc, nonlinear, run
+from known_models import (
+    EPS,
+    X0,
+    V,
+    dummy,
+    dummy_start,
+    gaussian,
+    gaussian_start,
+    known_noise,
+    nhwc,
+    nonlinear,
+    run,
+    run_table,
+)
 
-from ddpm_jax import samplers
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import DDIM, DDPM
-from ddpm_jax.samplers.grids import timesteps
+from ddpm_jax.samplers.grids import Process, levels
 from ddpm_jax.schedule import alphas_cumprod
 
 # sampler, schedule, seed, sum |x|, x[0, 0, 0, :3]
@@ -138,8 +149,8 @@ def test_batch_step_no_noise(make, total):
         }
         one = dataclasses.replace(table, **first)
         noise = np.zeros((1, 4, 8, 8, 3), np.float32)
-        x = samplers.run(dummy, one, nhwc(start), jax.random.key(0), noise=noise)
-        ended += np.abs(np.asarray(x)).sum(dtype=np.float64)
+        x = run_table(dummy, one, nhwc(start), noise=noise)
+        ended += np.abs(x).sum(dtype=np.float64)
     assert abs(ended - total) < 1e-2  # diffusers' own tolerance
 
 
@@ -271,6 +282,6 @@ class TestBugsOfDiffusers:
 
     @pytest.mark.parametrize("steps", [61, 103, 121, 122, 201, 206, 217])
     def test_trailing_has_a_step_too_many(self, steps):
-        grid = timesteps(1000, steps, "trailing")
+        grid = [level.t for level in levels(Process.of(EPS), steps, "trailing")]
         assert len(grid) == steps and grid[0] == 999 and grid[-1] >= 0
         assert len(np.arange(1000, 0, -1000 / steps)) == steps + 1

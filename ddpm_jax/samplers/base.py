@@ -1,12 +1,12 @@
 """A sampler is a table, and one `lax.scan` runs any table.
 
-The state S of a run is a stack of k images. A row evaluates the network once, at x = c_in S[0], and sets
+The state S of a run is a stack of k images. A row evaluates the network once, at S[0], and sets
 
     S'[i] = sum over j of mix[i, j] [S[0], .., S[k-1], x_0_hat, eps_hat, noise][j]
 
 where x_0_hat = a S[0] + b out and eps_hat = c S[0] + d out, so that networks of any prediction type enter alike. All
 numbers are data: another eta, grid or clip range runs the same compiled program. What is not linear is a `Switches`:
-the transform of x_0_hat, and noise scaled by the network's output.
+the transform of x_0_hat, noise scaled by the network's output, and Langevin steps whose length depends on norms.
 
 A sampler sees `net_fn(x, t) -> raw output` and never `Params`.
 """
@@ -31,11 +31,13 @@ class Switches(NamedTuple):
         transform: what x_0_hat goes through: "none", "clip" or "threshold".
         variance: the noise's scale: "fixed" by the table; "learned" (the second half of the output's channels is the
             variance) or "learned_range" (it interpolates the row's two log-variances).
+        langevin: whether rows may be Langevin steps.
     """
 
     num_images: int = 1
     transform: str = "none"
     variance: str = "fixed"
+    langevin: bool = False
 
 
 class Rows(NamedTuple):
@@ -43,12 +45,12 @@ class Rows(NamedTuple):
 
     index: Array  # [n], numbers the noise draws
     t: Array  # [n], what the network is told: a timestep, or a noise level
-    c_in: Array  # [n]
     x_0_coefs: Array  # [n, 2], a and b
     eps_coefs: Array  # [n, 2], c and d
     mix: Array  # [n, k, k + 3]
     log_variance: Array  # [n, 2], the least and the greatest, for learned variances
     limits: Array  # [n, 2], (clip range, -) or (quantile, greatest limit)
+    langevin: Array  # [n, 2], (signal-to-noise ratio of a Langevin step, or 0; sigma)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,11 +63,11 @@ class Table:
         mix: [n, k, k + 3] what the next state is made of.
         ends_step: [n] whether a row ends a step of the grid; samplers may evaluate several times a step.
         init_scale: what unit noise x_T is multiplied with to begin.
-        c_in: [n] scale of the network's input.
         clip: x_0_hat is clipped to [-clip, clip]; None leaves it alone.
         threshold: (quantile, greatest limit) of dynamic thresholding, per image; or None.
         variance: see `Switches`.
         log_variance: [n, 2] bounds for `variance="learned_range"`.
+        langevin: [n, 2] (snr, sigma) of rows that are Langevin steps, snr being 0 in the others; or None.
 
     Example:
         >>> table = ddpm_jax.samplers.DDIM(num_steps=50).table(ScheduleConfig())
@@ -79,11 +81,11 @@ class Table:
     mix: np.ndarray
     ends_step: np.ndarray
     init_scale: Number = 1.0
-    c_in: np.ndarray | None = None
     clip: Number | None = None
     threshold: tuple[float, float] | None = None
     variance: str = "fixed"
     log_variance: np.ndarray | None = None
+    langevin: np.ndarray | None = None
 
     def __post_init__(self):
         numbers = (self.x_0_coefs, self.eps_coefs, self.mix)
@@ -104,17 +106,17 @@ class Table:
         """What is static about a run of this table."""
         transform = "none" if self.clip is None else "clip"
         transform = "threshold" if self.threshold is not None else transform
-        return Switches(self.mix.shape[1], transform, self.variance)
+        return Switches(self.mix.shape[1], transform, self.variance, self.langevin is not None)
 
     def rows(self, dtype: Any = np.float32) -> Rows:
         """Return the numbers in the dtype of the state."""
         count = self.num_evals
         limits = self.threshold if self.threshold is not None else (self.clip or 0.0, 0.0)
         log_variance = self.log_variance if self.log_variance is not None else np.zeros((count, 2))
-        c_in = self.c_in if self.c_in is not None else np.ones(count)
+        langevin = self.langevin if self.langevin is not None else np.zeros((count, 2))
         numbers = (
-            *(self.t, c_in, self.x_0_coefs, self.eps_coefs, self.mix, log_variance),
-            np.tile(np.asarray(limits), (count, 1)),
+            *(self.t, self.x_0_coefs, self.eps_coefs, self.mix, log_variance),
+            *(np.tile(np.asarray(limits), (count, 1)), langevin),
         )
         index = np.arange(count, dtype=np.int32)
         rows = Rows(index, *(np.asarray(array, dtype) for array in numbers))
@@ -127,7 +129,7 @@ class Sampler(abc.ABC):
     """A sampler: a frozen dataclass of its knobs with one method, `table`.
 
     Attributes:
-        order: order of convergence of the method as num_steps grows (1 for stochastic ones, in distribution).
+        order: order of convergence to the flow's solution as num_steps grows; 1 for stochastic ones, in distribution.
     """
 
     order: ClassVar[int] = 1
@@ -229,7 +231,7 @@ def scan_rows(
     def body(carry, inputs):
         state, frames = carry
         row, given_noise, slot = inputs
-        x_t = row.c_in * state[0]
+        x_t = state[0]
         out = net_fn(x_t, row.t).astype(state.dtype)
         fresh = given_noise
         if fresh is None:
@@ -246,6 +248,8 @@ def scan_rows(
         state = jnp.stack(
             [sum(row.mix[i, j] * image for j, image in enumerate(images)) for i in range(switches.num_images)]
         )
+        if switches.langevin:
+            state = state.at[0].add(_langevin_step(x_t, x_0_hat, fresh, row.langevin))
         if num_frames:
             frames = Frame(
                 frames.x_t.at[slot].set(x_t, mode="drop"),
@@ -263,6 +267,18 @@ def _learned_std(variance: str, spread: jax.Array, log_bounds: jax.Array) -> jax
         return jnp.sqrt(jnp.maximum(spread, 0))  # a negative one in the last row must not become 0 NaN
     fraction = (spread + 1) / 2  # Nichol & Dhariwal 2021, eq. 15
     return jnp.exp(0.5 * (fraction * log_bounds[1] + (1 - fraction) * log_bounds[0]))
+
+
+def _langevin_step(x_t: jax.Array, x_0_hat: jax.Array, noise: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Return step score + sqrt(2 step) noise, step = 2 (snr |noise| / |score|)^2 with the norms of each image.
+
+    (Song et al. 2021, algorithm 4, for a process whose signal is 1.)
+    """
+    snr, sigma = numbers
+    score = (x_0_hat - x_t) / sigma**2
+    norm = lambda image: jnp.sqrt(jnp.sum(image**2, axis=(1, 2, 3), keepdims=True))
+    step = 2 * (snr * norm(noise) / norm(score)) ** 2
+    return step * score + jnp.sqrt(2 * step) * noise
 
 
 def _transformed(transform: str, x_0_hat: jax.Array, limits: jax.Array) -> jax.Array:

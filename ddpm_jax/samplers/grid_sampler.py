@@ -1,0 +1,179 @@
+"""What all samplers share that visit a grid of noise levels: its knobs, and how their rows become a table."""
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.config import ScheduleConfig
+from ddpm_jax.samplers import grids
+from ddpm_jax.samplers.base import Sampler, Table
+from ddpm_jax.samplers.grids import Level, Process
+from ddpm_jax.schedule import prediction_coefficients
+from ddpm_jax.types import Number
+from ddpm_jax.validation import check, is_number
+
+
+class Row(NamedTuple):
+    """One evaluation of the network, and the next state as combinations of the vectors of `basis`.
+
+    Attributes:
+        level: where the network is evaluated.
+        state: k vectors, the images of the next state.
+        ends_step: whether it ends a step of the grid.
+    """
+
+    level: Level
+    state: Sequence[np.ndarray]
+    ends_step: bool = True
+
+
+def basis(num_images: int) -> np.ndarray:
+    """Return the unit vectors S[0] .. S[k-1], x_0_hat, eps_hat, noise, in which a row's formulas are written.
+
+    Example:
+        >>> x, x_0, eps, noise = basis(1)
+        >>> 0.5 * x + 0.8 * x_0
+        array([0.5, 0.8, 0. , 0. ])
+    """
+    return np.eye(num_images + 3)
+
+
+def eps_of(level: Level, x: np.ndarray, x_0: np.ndarray) -> np.ndarray:
+    """Return the eps_hat that belongs to x_0_hat, so that what clips the one acts on the other.
+
+    Example:
+        >>> x, x_0, eps, noise = basis(1)
+        >>> eps_of(Level(500.0, 0.8, 0.5), x, x_0)
+        array([ 2. , -1.6,  0. ,  0. ])
+    """
+    return (x - level.signal * x_0) / level.sigma
+
+
+def moved(s: Level, x: np.ndarray, t: Level, eps: np.ndarray) -> np.ndarray:
+    """Return x_t from x_s along a constant eps: DDIM's step, Euler's in the ratio sigma / signal.
+
+    x_t / signal_t = x_s / signal_s + (ratio_t - ratio_s) eps        (Song, Meng & Ermon 2021, eq. 13)
+
+    Example:
+        >>> x, x_0, eps, noise = basis(1)
+        >>> moved(Level(500.0, 0.8, 0.6), x, Level(0.0, 1.0, 0.0), eps)
+        array([ 1.25,  0.  , -0.75,  0.  ])
+    """
+    return t.signal / s.signal * x + (t.sigma - t.signal * s.ratio) * eps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridSampler(Sampler):
+    """A sampler that goes down a grid of noise levels; names are diffusers', but for `clip`.
+
+    Attributes:
+        num_steps: N, intervals of the grid; None means every training timestep.
+        clip: clips x_0_hat to [-clip, clip] (`clip_sample`, `clip_sample_range`); None leaves it alone.
+        thresholding: dynamic thresholding per image instead of clipping (Saharia et al. 2022): divide by the
+            `dynamic_thresholding_ratio` quantile of |x_0_hat|, held between 1 and `sample_max_value`.
+        timestep_spacing: "leading", "linspace", "trailing", "quadratic", "logsnr" (alias "exponential"), "karras" or
+            "beta"; see `grids.levels`.
+        steps_offset: added to the leading grid.
+        timesteps: a grid of one's own, strictly falling, fractions allowed; it wins over num_steps, spacing and offset.
+    """
+
+    num_steps: int | None = 20
+    clip: Number | None = None
+    thresholding: bool = False
+    dynamic_thresholding_ratio: Number = 0.995
+    sample_max_value: Number = 1.0
+    timestep_spacing: str = "linspace"
+    steps_offset: int = 0
+    timesteps: tuple[Number, ...] | None = None
+
+    # Conventions of diffusers' families; see `grids.levels`, and `Process.of` for `_finite`.
+    _whole: ClassVar[bool] = True
+    _clean_last: ClassVar[bool] = True
+    _finite: ClassVar[bool] = True
+
+    def __post_init__(self):
+        clip, quantile, most = self.clip, self.dynamic_thresholding_ratio, self.sample_max_value
+        good = clip is None or (is_number(clip) and clip > 0)
+        check(good, f"`clip` must be a positive number or None, not {clip!r}.")
+        good = is_number(quantile) and 0 < quantile <= 1
+        check(good, f"`dynamic_thresholding_ratio` must be in (0, 1], not {quantile!r}.")
+        good = isinstance(self.steps_offset, int) and self.steps_offset >= 0
+        check(good, f"`steps_offset` must be a non-negative integer, not {self.steps_offset!r}.")
+        good = is_number(most) and most > 0
+        check(good, f"`sample_max_value` must be a positive number, not {most!r}.")
+        self._check_flags("thresholding")
+        if self.timesteps is not None:
+            good = isinstance(self.timesteps, list | tuple)
+            check(good, f"`timesteps` must be a list of numbers, not {self.timesteps!r}.")
+            object.__setattr__(self, "timesteps", tuple(self.timesteps))  # a list would not hash
+
+    def _check_flags(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            check(isinstance(value, bool), f"`{name}` must be true or false, not {value!r}.")
+
+    def _check_choice(self, name: str, choices: Sequence[str]) -> None:
+        value = getattr(self, name)
+        check(value in choices, f"`{name}` must be one of {list(choices)}, not {value!r}.")
+
+    def table(self, schedule: ScheduleConfig) -> Table:
+        """Return the rows that `run` executes."""
+        process = self._process(schedule)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # Table refuses what is not finite
+            levels = self._levels(process)
+            rows = list(self._rows(process, levels))
+            coefficients = np.asarray([_coefficients(schedule, row.level) for row in rows])
+            rest = self._rest(levels, rows)
+        threshold = (self.dynamic_thresholding_ratio, self.sample_max_value)
+        return Table(
+            t=np.asarray([row.level.t for row in rows], np.float64),
+            x_0_coefs=coefficients[:, :2],
+            eps_coefs=coefficients[:, 2:],
+            mix=np.asarray([row.state for row in rows]),
+            ends_step=np.asarray([row.ends_step for row in rows]),
+            init_scale=float(self._init_scale(process, levels)),
+            clip=self.clip,
+            threshold=threshold if self.thresholding else None,
+            **rest,
+        )
+
+    def _process(self, schedule: ScheduleConfig) -> Process:
+        return Process.of(schedule, finite=self._finite)
+
+    def _levels(self, process: Process) -> list[Level]:
+        """Return the grid, and after it the level at which the run ends."""
+        grid = grids.levels(
+            process,
+            process.last + 1 if self.num_steps is None else self.num_steps,
+            self.timestep_spacing,
+            steps_offset=self.steps_offset,
+            custom=self.timesteps,
+            whole=self._whole,
+            clean_last=self._clean_last,
+        )
+        return [*grid, self._end(process)]
+
+    def _end(self, process: Process) -> Level:
+        return process.end("zero")
+
+    @abc.abstractmethod
+    def _rows(self, process: Process, levels: list[Level]) -> Iterator[Row]:
+        """Yield the rows that lead down the levels."""
+
+    def _rest(self, levels: list[Level], rows: list[Row]) -> dict[str, Any]:
+        """Return further fields of the table."""
+        return {}
+
+    def _init_scale(self, process: Process, levels: list[Level]) -> float:
+        """Return what unit noise is multiplied with to begin: 1, or the noise level of an exploding process."""
+        return 1.0 if process.kind == "vp" else levels[0].sigma
+
+
+def _coefficients(schedule: ScheduleConfig, level: Level) -> tuple[float, float, float, float]:
+    """Return (a, b, c, d): x_0_hat = a x + b out and eps_hat = c x + d out."""
+    if schedule.kind == "ve":  # the output is the score, -eps / sigma   (Song et al. 2021)
+        return 1.0, level.sigma**2, 0.0, -level.sigma
+    return prediction_coefficients(schedule.prediction_type, np.float64(level.signal) ** 2)

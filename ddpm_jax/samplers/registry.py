@@ -1,0 +1,194 @@
+"""Samplers by name, and by the scheduler configs of diffusers."""
+
+import dataclasses
+import warnings
+from typing import Any, NamedTuple
+
+from ddpm_jax.config import SamplerConfig, scheduler_from_dict
+from ddpm_jax.samplers.ancestral import DDIM, DDPM
+from ddpm_jax.samplers.base import Sampler
+from ddpm_jax.samplers.exponential import DEIS, DPMSolver, DPMSolverPP, UniPC
+from ddpm_jax.samplers.k_diffusion import KDPM2, LMS, Euler, EulerAncestral, Heun, KarrasVe, KDPM2Ancestral
+from ddpm_jax.samplers.pndm import PNDM
+from ddpm_jax.samplers.score_sde_ve import ScoreSdeVe
+from ddpm_jax.validation import nearest
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ddpm": DDPM,
+    "ddim": DDIM,
+    "dpmsolver++": DPMSolverPP,
+    "dpmsolver": DPMSolver,
+    "deis": DEIS,
+    "unipc": UniPC,
+    "pndm": PNDM,
+    "euler": Euler,
+    "euler-a": EulerAncestral,
+    "heun": Heun,
+    "kdpm2": KDPM2,
+    "kdpm2-a": KDPM2Ancestral,
+    "lms": LMS,
+    "score-sde-ve": ScoreSdeVe,
+    "karras-ve": KarrasVe,
+}
+
+
+class _Scheduler(NamedTuple):
+    """How a scheduler of diffusers becomes a sampler.
+
+    Attributes:
+        sampler: the class.
+        knobs: what its default differs in.
+        ratio_grids: whether it knows `use_karras_sigmas` and its kin.
+        clips: what `clip_sample` is where it is absent; None where the scheduler does not know it.
+        neutral: items that are not built, with the values that ask for nothing.
+    """
+
+    sampler: type[Sampler]
+    knobs: dict[str, Any] = {}
+    ratio_grids: bool = False
+    clips: bool | None = None
+    neutral: dict[str, tuple] = {}
+
+
+_OFF = (False, None)
+_FLOW = {"use_flow_sigmas": _OFF, "use_dynamic_shifting": _OFF}
+_SIGMA_RANGE = {"sigma_min": (None,), "sigma_max": (None,)}
+_EULER = {"interpolation_type": ("linear", None), "timestep_type": ("discrete", None), **_SIGMA_RANGE}
+_SINGLESTEP = {"singlestep": True, "lower_order_final": False}
+_UNCLIP = {"timestep_spacing": "linspace", "variance_type": "fixed_small_log"}
+
+_SCHEDULERS = {
+    "DDPMScheduler": _Scheduler(DDPM, clips=True),
+    "DDPMParallelScheduler": _Scheduler(DDPM, clips=True),
+    "UnCLIPScheduler": _Scheduler(DDPM, _UNCLIP, clips=True),
+    "DDIMScheduler": _Scheduler(DDIM, clips=True),
+    "DDIMParallelScheduler": _Scheduler(DDIM, clips=True),
+    "PNDMScheduler": _Scheduler(PNDM),
+    "DPMSolverMultistepScheduler": _Scheduler(DPMSolverPP, ratio_grids=True, neutral=_FLOW),
+    "DPMSolverSinglestepScheduler": _Scheduler(DPMSolverPP, _SINGLESTEP, ratio_grids=True, neutral=_FLOW),
+    "DEISMultistepScheduler": _Scheduler(DEIS, {"final_sigmas_type": "sigma_min"}, ratio_grids=True, neutral=_FLOW),
+    "UniPCMultistepScheduler": _Scheduler(
+        UniPC, ratio_grids=True, neutral={**_FLOW, **_SIGMA_RANGE, "solver_p": (None,)}
+    ),
+    "EulerDiscreteScheduler": _Scheduler(Euler, ratio_grids=True, neutral=_EULER),
+    "EulerAncestralDiscreteScheduler": _Scheduler(EulerAncestral),
+    "HeunDiscreteScheduler": _Scheduler(Heun, ratio_grids=True, clips=False),
+    "KDPM2DiscreteScheduler": _Scheduler(KDPM2, ratio_grids=True),
+    "KDPM2AncestralDiscreteScheduler": _Scheduler(KDPM2Ancestral, ratio_grids=True),
+    "LMSDiscreteScheduler": _Scheduler(LMS, ratio_grids=True),
+    "ScoreSdeVeScheduler": _Scheduler(ScoreSdeVe),
+    "KarrasVeScheduler": _Scheduler(KarrasVe),
+}
+_RATIO_GRIDS = {
+    "use_karras_sigmas": "karras",
+    "use_lu_lambdas": "logsnr",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+}
+_CONSISTENCY = "it is for distilled models, which are not offered"
+_WHY_NOT = {
+    "DDIMInverseScheduler": "it goes from images to noise: use `ddpm_jax.invert`",
+    "DPMSolverMultistepInverseScheduler": "it goes from images to noise: use `ddpm_jax.invert`",
+    "DPMSolverSDEScheduler": "Brownian-tree noise is not offered; "
+    "DPMSolverPP(algorithm_type='sde-dpmsolver++', singlestep=True) is near it",
+    "LCMScheduler": _CONSISTENCY,
+    "TCDScheduler": _CONSISTENCY,
+    "CMStochasticIterativeScheduler": _CONSISTENCY,
+}
+
+
+def by_name(name: str) -> Sampler:
+    """Return the sampler of a name in SAMPLERS, with its default knobs.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+
+    Example:
+        >>> by_name("ddim").num_steps
+        50
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"There is no sampler {name!r}.{nearest(str(name), SAMPLERS)} There is {', '.join(SAMPLERS)}.")
+    return SAMPLERS[name]()
+
+
+def has_sampler(config: SamplerConfig) -> bool:
+    """Tell whether the scheduler that a checkpoint names has a sampler here.
+
+    Example:
+        >>> has_sampler(ddpm_jax.load().config.sampler)
+        True
+    """
+    return config.class_name in _SCHEDULERS
+
+
+def from_config(config: dict[str, Any] | SamplerConfig, *, num_steps: int | None = None) -> Sampler:
+    """Return the sampler that a scheduler config of diffusers names, with its knobs.
+
+    Keys that the scheduler does not have are passed over, as diffusers does (its files carry those of other
+    schedulers along); so are those of the forward process. Where diffusers rounds the timesteps of Karras's and other
+    grids of noise levels, the network is told the exact ones.
+
+    Args:
+        config: the contents of a `scheduler_config.json`, or `params.config.sampler`.
+        num_steps: steps of the grid; by default the sampler's own: all for DDPM, 50 for DDIM and PNDM, 20 for
+            solvers.
+
+    Returns:
+        The sampler. Settings that it cannot honour are named in a warning.
+
+    Raises:
+        ValueError: a scheduler that has no sampler here.
+
+    Example:
+        >>> from_config({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}).timestep_spacing
+        'karras'
+    """
+    if not isinstance(config, SamplerConfig):
+        _, config = scheduler_from_dict(config)
+    class_name, items = config.class_name, dict(config.items)
+    if class_name not in _SCHEDULERS:
+        why = _WHY_NOT.get(class_name, "its networks or its method are not offered")
+        raise ValueError(
+            f"The checkpoint's scheduler, {class_name}, has no sampler here: {why}. Pass one of SAMPLERS "
+            f"({', '.join(SAMPLERS)}) as `sampler`; `apply` works with any checkpoint."
+        )
+    scheduler = _SCHEDULERS[class_name]
+    sampler = scheduler.sampler
+    if sampler is DPMSolverPP and items.get("algorithm_type") in ("dpmsolver", "sde-dpmsolver"):
+        sampler = DPMSolver
+    names = {field.name for field in dataclasses.fields(sampler)} - {"timesteps", "clip"}
+    knobs = scheduler.knobs | {name: value for name, value in items.items() if name in names and value is not None}
+    ignored = [name for name, values in scheduler.neutral.items() if items.get(name) not in values]
+
+    if scheduler.clips is not None and items.get("clip_sample", scheduler.clips):
+        clip_range = items.get("clip_sample_range")
+        knobs["clip"] = 1.0 if clip_range is None else clip_range
+    elif scheduler.clips is not None:
+        knobs["clip"] = None
+    grids = [grid for name, grid in _RATIO_GRIDS.items() if scheduler.ratio_grids and items.get(name)]
+    if grids:
+        if knobs.get("timestep_spacing", "linspace") != "linspace" and issubclass(sampler, Euler | Heun | KDPM2 | LMS):
+            ignored.append("timestep_spacing")  # there it would shorten the range of the noise levels
+        knobs["timestep_spacing"] = grids[0]
+    _rename_solver(sampler, knobs)
+    if sampler is KarrasVe:
+        knobs |= {ours: items[name] for name, ours in (("s_min", "s_tmin"), ("s_max", "s_tmax")) if name in items}
+    if ignored:
+        settings = ", ".join(f"{name}={items[name]!r}" for name in ignored)
+        warnings.warn(f"{sampler.__name__} cannot honour these settings of {class_name}: {settings}.", stacklevel=2)
+    if num_steps is not None:
+        knobs["num_steps"] = num_steps
+    return sampler(**knobs)
+
+
+def _rename_solver(sampler: type[Sampler], knobs: dict[str, Any]) -> None:
+    """Map the solver names of a neighbouring scheduler as diffusers does, when a config was made from another's."""
+    solver = knobs.get("solver_type")
+    if issubclass(sampler, DPMSolver):
+        if knobs.get("algorithm_type") == "deis":
+            knobs["algorithm_type"] = "dpmsolver++"
+        if solver in ("bh1", "bh2", "logrho"):
+            knobs["solver_type"] = "midpoint"
+    elif sampler is UniPC and solver in ("midpoint", "heun", "logrho"):
+        knobs["solver_type"] = "bh2"
