@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax import compilation, samplers, sharding
+from ddpm_jax import compilation, inference, samplers, sharding
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
-from ddpm_jax.params import Params, check_labels, check_params, run_network
+from ddpm_jax.params import Params, check_labels, check_params
 from ddpm_jax.samplers.base import (
     Frame,
     Sampler,
@@ -158,6 +158,7 @@ def sample_chunks(
 def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
     rows, ends = job.table.rows(), job.table.ends_step
     state = compilation.call(_start, job.static, job.key, job.indices, job.x_T, job.init_scale)
+    weights = compilation.call(_prepare_weights, job.static, job.weights)
     for start in range(0, job.table.num_evals, chunk):
         part = jax.tree.map(operator.itemgetter(slice(start, start + chunk)), rows)
         slots = np.ones(len(part.index), np.int32)
@@ -165,7 +166,7 @@ def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
         state, frames = compilation.call(
             _advance,
             (job.static, 1),
-            *(job.weights, state, job.key, job.indices, job.labels, part, slots),
+            *(weights, state, job.key, job.indices, job.labels, part, slots),
         )
         done = int(ends[: start + chunk].sum())
         last = start + chunk >= job.table.num_evals
@@ -181,6 +182,7 @@ class _Static(NamedTuple):
     switches: Switches
     mesh: Mesh | None
     batch_size: int  # without the padding that splits it evenly over the mesh
+    fast_convolutions: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +210,7 @@ class _Job:
 
 def _whole(static: tuple[_Static, int], weights, key, indices, labels, x_T, init_scale, rows, slots):
     state = _start(static[0], key, indices, x_T, init_scale)
+    weights = _prepare_weights(static[0], weights)
     state, frames = _advance(static, weights, state, key, indices, labels, rows, slots)
     to_images = functools.partial(_to_images, static[0])
     return to_images(state[0]), jax.tree.map(to_images, frames)
@@ -220,11 +223,18 @@ def _start(static: _Static, key, indices, x_T, init_scale) -> jax.Array:
     return sharding.constrain(initial_state(static.switches, init_scale, x_T), static.mesh)
 
 
+def _prepare_weights(static: _Static, weights) -> Any:
+    devices = 1 if static.mesh is None else static.mesh.size
+    each = -(-static.batch_size // devices)
+    return inference.prepare_weights(static.unet, weights, each, fast_convolutions=static.fast_convolutions)
+
+
 def _advance(static: tuple[_Static, int], weights, state, key, indices, labels, rows, slots):
-    (unet, _, switches, mesh, _), num_frames = static
-    net_fn = lambda x, t: run_network(unet, weights, x, t, labels)
-    keys = image_keys(key, indices)
-    state, frames = scan_rows(net_fn, switches, rows, state, keys, slots=slots, num_frames=num_frames)
+    (unet, _, switches, mesh, *_), num_frames = static
+    projections = inference.project_times(unet, weights, jnp.asarray(rows.t)) if labels is None else None
+    net_fn = lambda x, cond: inference.run(unet, weights, x, cond[0], labels, cond[1])
+    keys, cond = image_keys(key, indices), (jnp.asarray(rows.t), projections)
+    state, frames = scan_rows(net_fn, switches, rows, state, keys, cond=cond, slots=slots, num_frames=num_frames)
     return sharding.constrain(state, mesh), frames
 
 
@@ -273,7 +283,9 @@ def _prepare(params, key, batch_size, sampler=None, class_labels=None, x_T=None,
             weights, key = sharding.place((weights, key), mesh, split=False)
             indices, x_T, labels = sharding.place((indices, x_T, labels), mesh, split=True)
     unit_range = params.config.schedule.kind == "ve"
-    static = _Static(unet, unit_range, table.switches, mesh, batch_size)
+    # plain convolutions in somebody else's program, which may be for another device or differentiated
+    fast_convolutions = jax.default_backend() == "cpu" and not traced
+    static = _Static(unet, unit_range, table.switches, mesh, batch_size, fast_convolutions)
     init_scale = np.float32(table.init_scale)
     return _Job(static, table, weights, key, indices, labels, x_T, init_scale)
 

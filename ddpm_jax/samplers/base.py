@@ -217,12 +217,14 @@ def scan_rows(
     state: jax.Array,
     keys: ImageKeys,
     *,
+    cond: Any = None,
     noise: Any = None,
     slots: Any = None,
     num_frames: int = 0,
 ) -> tuple[jax.Array, Frame]:
     """Run some rows of a table; the loop behind `run` and behind everything in `sampling`.
 
+    `cond` is what `net_fn` is told instead of the rows' t: a tree of arrays with a first axis of rows.
     `slots` [n] says in which of `num_frames` frames a row is kept; num_frames stands for none. Frames that no row
     names are zero.
     """
@@ -230,9 +232,9 @@ def scan_rows(
 
     def body(carry, inputs):
         state, frames = carry
-        row, given_noise, slot = inputs
+        row, told, given_noise, slot = inputs
         x_t = state[0]
-        out = net_fn(x_t, row.t).astype(state.dtype)
+        out = net_fn(x_t, told).astype(state.dtype)
         fresh = given_noise
         if fresh is None:
             fresh = draw_noise(keys, row.index + 1, state.shape[2:], state.dtype)
@@ -258,7 +260,8 @@ def scan_rows(
         return (state, frames), None
 
     rows = jax.tree.map(jnp.asarray, rows)
-    carry, _ = jax.lax.scan(body, (state, Frame(blank, blank)), (rows, noise, slots))
+    cond = rows.t if cond is None else cond
+    carry, _ = jax.lax.scan(body, (state, Frame(blank, blank)), (rows, cond, noise, slots))
     return carry
 
 

@@ -1,0 +1,80 @@
+"""What sampling does to a network before its loop: whatever is the same in every step is done once.
+
+Each of these is behind one plain function, and the network itself stays as it is in `models`: they step in by
+`flax.linen.intercept_methods`. The ratios are medians of `benchmarks/tricks.py` on the machine that the README names.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ddpm_jax.models import winograd
+from ddpm_jax.models.layers import ACTIVATIONS, TimeProjection, TimestepEmbedding
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.types import PyTree
+from ddpm_jax.unet_config import UNetConfig
+
+TIME_LAYERS = ("time_proj", "time_embedding", "class_embedding")
+
+
+def prepare_weights(config: UNetConfig, weights: PyTree, batch_size: int, *, fast_convolutions: bool) -> PyTree:
+    """Return the weights as `run` takes them: cast to the compute dtype, kernels transformed.
+
+    Args:
+        config: the network.
+        weights: its "params" tree.
+        batch_size: of one device.
+        fast_convolutions: Winograd's, in float32 on CPU; see `models.winograd`.
+    """
+    if config.dtype != "float32":
+        weights = jax.tree_util.tree_map_with_path(lambda path, leaf: _cast(config, path, leaf), weights)
+    return winograd.transform_weights(config, weights, batch_size) if fast_convolutions else weights
+
+
+def _cast(config: UNetConfig, path: tuple, leaf: jax.Array) -> jax.Array:
+    names = [entry.key for entry in path]
+    computes_low = names[-1] == "kernel" and names[0] not in TIME_LAYERS  # norms and the time embedding stay float32
+    return leaf.astype(config.dtype) if computes_low else leaf
+
+
+def project_times(config: UNetConfig, weights: PyTree, t: jax.Array) -> dict[str, jax.Array]:
+    """Return what every `time_emb_proj` of the network puts out at some times: path -> [n, width].
+
+    Of a network without classes, whose time embedding depends on t alone.
+    """
+    features = TimeProjection(config).apply({"params": weights.get("time_proj", {})}, t)
+    emb = TimestepEmbedding(config).apply({"params": weights["time_embedding"]}, features)
+    emb = ACTIVATIONS[config.act_fn](emb)
+    projections = {}
+
+    def visit(layer: PyTree, path: tuple[str, ...]) -> None:
+        if path and path[-1] == "time_emb_proj":
+            dense = nn.Dense(layer["kernel"].shape[-1], dtype=config.dtype)
+            projections["/".join(path)] = dense.apply({"params": layer}, emb)
+            return
+        for name, inner in layer.items():
+            if isinstance(inner, dict):
+                visit(inner, (*path, name))
+
+    visit(weights, ())
+    return projections
+
+
+def run(
+    config: UNetConfig,
+    weights: PyTree,
+    x: jax.Array,
+    t: jax.Array,
+    labels: jax.Array | None = None,
+    projections: dict[str, jax.Array] | None = None,
+) -> jax.Array:
+    """Run a network on prepared weights; `projections` is one time's part of `project_times`, or None."""
+
+    def use_projections(next_function, args, kwargs, context):
+        path = "/".join(context.module.path)
+        if projections is not None and path in projections and context.method_name == "__call__":
+            return projections[path][None]
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(use_projections), nn.intercept_methods(winograd.intercept):
+        return UNet(config).apply({"params": weights}, x, jnp.asarray(t), labels)
