@@ -18,7 +18,7 @@ RANKS = [
     {"files", "unet_config"},
     {"config"},
     {"schedule", "models", "sharding", "plotting", "compilation"},
-    {"params", "samplers"},
+    {"params", "samplers", "inference"},
     {"sampling", "checkpoint"},
     {"cli"},
 ]
