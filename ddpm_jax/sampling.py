@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ddpm_jax import compilation, inference, samplers, sharding
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 from ddpm_jax.params import Params, check_labels, check_params
+from ddpm_jax.samplers import DDIMInverse
 from ddpm_jax.samplers.base import (
     Frame,
     Sampler,
@@ -155,6 +156,54 @@ def sample_chunks(
     return _chunks(_prepare(params, key, batch_size, **kwargs), chunk)
 
 
+def invert(
+    params: Params,
+    images: Images,
+    *,
+    sampler: DDIMInverse | None = None,
+    class_labels: Labels = None,
+    mesh: Mesh | None = None,
+) -> Images:
+    """Return the noise that DDIM makes images from: x_0 to x_T along the deterministic flow.
+
+    `sample(params, key, batch_size, sampler=samplers.DDIM(clip=None), x_T=invert(params, images))` gives the images
+    back, the more exactly the more steps and iterations there are: for reconstruction, interpolation and editing.
+
+    Args:
+        params: weights and their config.
+        images: [b, h, w, c] in [0, 1], of the network's size.
+        sampler: `samplers.DDIMInverse` with other knobs than its defaults; its grid is to be that of the DDIM that
+            goes back.
+        class_labels, mesh: as in `sample`.
+
+    Returns:
+        x_T, [b, h, w, c], of about unit variance.
+
+    Raises:
+        TypeError, ValueError: as `sample`; images of another size.
+
+    Example:
+        >>> images = np.zeros((2, 16, 16, 1), np.float32)
+        >>> invert(ddpm_jax.load(), images, sampler=samplers.DDIMInverse(num_steps=5)).shape
+        (2, 16, 16, 1)
+    """
+    check_params(params)
+    shape = (jnp.shape(images)[0] if jnp.ndim(images) else 0, *(params.config.unet.image_size or ()))
+    if jnp.shape(images)[:-1] != shape or jnp.shape(images)[-1] != params.config.unet.in_channels:
+        raise ValueError(
+            f"`images` has shape {jnp.shape(images)}; this network's are [batch, "
+            f"{', '.join(map(str, params.config.unet.image_size or ('height', 'width')))}, "
+            f"{params.config.unet.in_channels}]."
+        )
+    sampler = DDIMInverse() if sampler is None else sampler
+    if not isinstance(sampler, DDIMInverse):
+        raise TypeError(f"`sampler` must be a samplers.DDIMInverse, not {sampler!r}.")
+    x_0 = jnp.asarray(images, jnp.float32)
+    x_0 = x_0 if params.config.schedule.kind == "ve" else 2 * x_0 - 1
+    job = _prepare(params, jax.random.key(0), shape[0], sampler, class_labels, x_0, mesh=mesh, inverse=True)
+    return compilation.call(_inverted, job.static, *job.arguments())
+
+
 def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
     rows, ends = job.table.rows(), job.table.ends_step
     state = compilation.call(_start, job.static, job.key, job.indices, job.x_T, job.init_scale)
@@ -200,20 +249,29 @@ class _Job:
 
     def run_whole(self, num_frames: int, slots: np.ndarray | None) -> tuple[jax.Array, Frame]:
         """Run all rows in one program."""
-        return compilation.call(
-            _whole,
-            (self.static, num_frames),
-            *(self.weights, self.key, self.indices, self.labels),
-            *(self.x_T, self.init_scale, self.table.rows(), slots),
-        )
+        return compilation.call(_whole, (self.static, num_frames), *self.arguments(), slots)
+
+    def arguments(self) -> tuple:
+        """Return what a program takes besides its static arguments."""
+        return (self.weights, self.key, self.indices, self.labels, self.x_T, self.init_scale, self.table.rows())
 
 
-def _whole(static: tuple[_Static, int], weights, key, indices, labels, x_T, init_scale, rows, slots):
+def _whole(static: tuple[_Static, int], *arguments):
+    x, frames = _run(static, *arguments)
+    to_images = functools.partial(_to_images, static[0])
+    return to_images(x), jax.tree.map(to_images, frames)
+
+
+def _inverted(static: _Static, *arguments) -> jax.Array:
+    x, _ = _run((static, 0), *arguments, None)
+    return x[: static.batch_size]
+
+
+def _run(static: tuple[_Static, int], weights, key, indices, labels, x_T, init_scale, rows, slots):
     state = _start(static[0], key, indices, x_T, init_scale)
     weights = _prepare_weights(static[0], weights)
     state, frames = _advance(static, weights, state, key, indices, labels, rows, slots)
-    to_images = functools.partial(_to_images, static[0])
-    return to_images(state[0]), jax.tree.map(to_images, frames)
+    return state[0], frames
 
 
 def _start(static: _Static, key, indices, x_T, init_scale) -> jax.Array:
@@ -244,8 +302,12 @@ def _to_images(static: _Static, x: jax.Array) -> jax.Array:
     return jnp.clip(x[..., : static.batch_size, :, :, :], 0, 1)
 
 
-def _prepare(params, key, batch_size, sampler=None, class_labels=None, x_T=None, first_index=0, mesh=None) -> _Job:
+def _prepare(
+    params, key, batch_size, sampler=None, class_labels=None, x_T=None, first_index=0, mesh=None, *, inverse=False
+) -> _Job:
     check_params(params)
+    if isinstance(sampler, DDIMInverse) and not inverse:
+        raise TypeError("samplers.DDIMInverse goes from images to noise: pass it to `invert`.")
     unet = params.config.unet
     batch_size = _positive("batch_size", batch_size)
     if unet.image_size is None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import small_params
+from conftest import make_params, small_params
 
 import ddpm_jax
 from ddpm_jax import compilation, samplers, sharding
@@ -322,3 +322,38 @@ class TestRefusals:
     def test_mesh(self, tiny, untyped):
         with pytest.raises(TypeError, match="`mesh` must be a jax.sharding.Mesh"):
             ddpm_jax.sample(tiny, KEY, 1, mesh="data")
+
+
+class TestInvert:
+    """Images to noise and back, through the doors."""
+
+    def test_there_and_back(self):
+        params = ddpm_jax.load()
+        images = ddpm_jax.sample(params, KEY, 2, sampler=samplers.DDIM(num_steps=20))
+        grid = {"num_steps": 25, "timestep_spacing": "trailing"}
+        errors = []
+        for iterations in (1, 6):
+            x_T = ddpm_jax.invert(params, images, sampler=samplers.DDIMInverse(**grid, num_iterations=iterations))
+            assert x_T.shape == images.shape
+            back = ddpm_jax.sample(params, KEY, 2, sampler=samplers.DDIM(**grid, clip=None), x_T=x_T)
+            errors.append(float(jnp.abs(back - images).max()))
+        assert errors[1] < 0.3 * errors[0] and errors[1] < 0.05
+        assert 0.8 < float(x_T.std()) < 1.2
+
+    def test_variance_exploding_noise_has_unit_variance(self):
+        schedule = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0, num_train_timesteps=100)
+        params = make_params(schedule=schedule, time_embedding_type="fourier")
+        images = np.full((2, 8, 8, 1), 0.5, np.float32)
+        x_T = ddpm_jax.invert(params, images, sampler=samplers.DDIMInverse(num_steps=5, timestep_spacing="logsnr"))
+        table = samplers.DDIMInverse(num_steps=5, timestep_spacing="logsnr").table(schedule)
+        assert table.mix[-1, 0, 0] < 1 and np.all(np.isfinite(x_T))
+
+    def test_images_of_another_size_are_refused(self, tiny):
+        with pytest.raises(ValueError, match=r"`images` has shape \(2, 4, 4, 1\)"):
+            ddpm_jax.invert(tiny, np.zeros((2, 4, 4, 1), np.float32))
+
+    def test_the_wrong_way_round(self, tiny, untyped):
+        with pytest.raises(TypeError, match="goes from images to noise"):
+            ddpm_jax.sample(tiny, KEY, 2, sampler=samplers.DDIMInverse())
+        with pytest.raises(TypeError, match="must be a samplers.DDIMInverse"):
+            ddpm_jax.invert(tiny, np.zeros((2, 8, 8, 1), np.float32), sampler=samplers.DDIM())
