@@ -7,7 +7,7 @@ What runs is compiled once for each batch size, number of rows and `Switches`; e
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
@@ -204,6 +204,35 @@ def invert(
     return compilation.call(_inverted, job.static, *job.arguments())
 
 
+def as_function(config: Config, sampler: Sampler | str | None = None) -> Callable[..., Images]:
+    """Return a whole run as a plain function of arrays, for `jax.export` and programs of one's own.
+
+    The function takes (weights, key, indices, class_labels): the weights' tree, a key, the numbers of the images [b],
+    and labels [b] or None; it returns images [b, h, w, c] in [0, 1]. Image i depends on (key, i) alone, as in `sample`.
+    The batch may be symbolic.
+
+    Args:
+        config: of the checkpoint.
+        sampler: as in `sample`.
+
+    Example:
+        >>> params = ddpm_jax.load()
+        >>> draw = jax.jit(as_function(params.config, samplers.DDIM(num_steps=2)))
+        >>> draw(params.weights, jax.random.key(0), jnp.arange(3)).shape
+        (3, 16, 16, 1)
+    """
+    table = _table(_resolve(sampler, config), config.schedule)
+    _check_channels(config.unet, table)
+    static = _Static(config.unet, config.schedule.kind == "ve", table.switches, None, None, fast_convolutions=False)
+    rows, init_scale = table.rows(), np.float32(table.init_scale)
+
+    def draw(weights, key, indices, class_labels=None) -> jax.Array:
+        x, _ = _run((static, 0), weights, key, indices, class_labels, None, init_scale, rows, None)
+        return _to_images(static, x)
+
+    return draw
+
+
 def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
     rows, ends = job.table.rows(), job.table.ends_step
     state = compilation.call(_start, job.static, job.key, job.indices, job.x_T, job.init_scale)
@@ -230,7 +259,7 @@ class _Static(NamedTuple):
     unit_range: bool  # the data is in [0, 1], not in [-1, 1]
     switches: Switches
     mesh: Mesh | None
-    batch_size: int  # without the padding that splits it evenly over the mesh
+    batch_size: int | None  # without the padding that splits it evenly over the mesh; None if it is symbolic
     fast_convolutions: bool
 
 
@@ -283,7 +312,7 @@ def _start(static: _Static, key, indices, x_T, init_scale) -> jax.Array:
 
 def _prepare_weights(static: _Static, weights) -> Any:
     devices = 1 if static.mesh is None else static.mesh.size
-    each = -(-static.batch_size // devices)
+    each = -(-static.batch_size // devices) if static.batch_size else 0
     return inference.prepare_weights(static.unet, weights, each, fast_convolutions=static.fast_convolutions)
 
 
@@ -316,12 +345,7 @@ def _prepare(
     if not 0 <= first_index <= 2**31 - 1 - batch_size:
         raise ValueError(f"`first_index` must be from 0 to 2^31 - 1 - batch_size, not {first_index}.")
     table = _table(_resolve(sampler, params.config), params.config.schedule)
-    allowed = tuple(unet.in_channels * factor for factor in ((1, 2) if table.variance == "fixed" else (2,)))
-    if unet.out_channels not in allowed:
-        raise ValueError(
-            f"The network puts out {unet.out_channels} channels for {unet.in_channels} of the image; variance "
-            f"{table.variance!r} needs {' or '.join(map(str, allowed))} (twice as many with a learned variance)."
-        )
+    _check_channels(unet, table)
     labels = check_labels(unet, class_labels, batch_size)
     shape = (batch_size, *unet.image_size, unet.in_channels)
     if x_T is not None and jnp.shape(x_T) != shape:
@@ -350,6 +374,15 @@ def _prepare(
     static = _Static(unet, unit_range, table.switches, mesh, batch_size, fast_convolutions)
     init_scale = np.float32(table.init_scale)
     return _Job(static, table, weights, key, indices, labels, x_T, init_scale)
+
+
+def _check_channels(unet: UNetConfig, table: Table) -> None:
+    allowed = tuple(unet.in_channels * factor for factor in ((1, 2) if table.variance == "fixed" else (2,)))
+    if unet.out_channels not in allowed:
+        raise ValueError(
+            f"The network puts out {unet.out_channels} channels for {unet.in_channels} of the image; variance "
+            f"{table.variance!r} needs {' or '.join(map(str, allowed))} (twice as many with a learned variance)."
+        )
 
 
 def _typed_key(key: RandomKey) -> jax.Array:

@@ -3,6 +3,8 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.types import PyTree
@@ -67,9 +69,36 @@ def place(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
     def put(leaf):
         settled = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
         settled = settled and auto(leaf.sharding.mesh) == mesh
-        return leaf if settled and not split else jax.device_put(leaf, sharding)
+        if settled and not split:
+            return leaf
+        return jax.device_put(leaf, sharding) if jax.process_count() == 1 else _put_own_part(leaf, sharding)
 
     return jax.tree.map(put, tree)
+
+
+def _put_own_part(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Put an array that every process holds whole on devices of all of them, each on its own."""
+    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        data = _put_own_part(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def own_rows(array: jax.Array) -> list[tuple[int, np.ndarray]]:
+    """Return (first row, rows) for each part of an array, split along its first axis, that this process is to write.
+
+    Among all processes every row comes once.
+
+    Example:
+        >>> [(start, rows.shape) for start, rows in own_rows(jnp.zeros((4, 2)))]
+        [(0, (4, 2))]
+    """
+    parts = {}
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            parts[shard.index[0].start or 0] = np.asarray(shard.data)
+    return sorted(parts.items(), key=lambda part: part[0])
 
 
 def constrain(state: jax.Array, mesh: Mesh | None) -> jax.Array:

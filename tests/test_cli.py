@@ -48,7 +48,7 @@ SAMPLE = ("--sampler", "ddim", "--steps", "3")
 
 def test_sample_writes_what_the_function_returns(capsys, model, folder):
     out = run(capsys, "sample", model, "--batch-size", 2, "--num-images", 5, "--seed", 7, *SAMPLE, "--gif").out
-    assert re.search(r"5 images in samples: compiling took [\d.]+ s, sampling [\d.]+ s \([\d.]+ steps/s", out)
+    assert re.search(r"5 images in samples: compiling took [\d.]+ s, sampling [\d.]+ s \([\d.]+ images/s", out)
     names = sorted(path.name for path in (folder / "samples").iterdir())
     assert names == [*(f"{i:05d}.png" for i in range(5)), "grid.png", "samples.json", "sampling.gif"]
     sampler = ddpm_jax.samplers.DDIM(num_steps=3)
@@ -98,7 +98,7 @@ def test_the_demo_as_a_process(folder):
     command = [sys.executable, "-m", "ddpm_jax", "sample", "--batch-size", "4", "--sampler", "ddim", "--steps", "20"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert result.returncode == 0, result.stderr
-    assert "step/s" in result.stderr and "4 images in samples" in result.stdout
+    assert "images/s" in result.stderr and "4 images in samples" in result.stdout
     with Image.open(folder / "samples/grid.png") as grid:
         assert grid.size == (34, 34)
         pixels = np.asarray(grid) / 255
@@ -132,7 +132,7 @@ def test_scripts_in_convert(model, folder):
 class TestRefusals:
     def test_existing_output(self, capsys, model):
         run(capsys, "sample", model, "--batch-size", 1, *SAMPLE)
-        assert fails(capsys, "samples holds 00000.png", "sample", model, "--batch-size", 1, *SAMPLE)
+        assert fails(capsys, "samples holds these 1 images already", "sample", model, "--batch-size", 1, *SAMPLE)
         run(capsys, "sample", model, "--batch-size", 1, *SAMPLE, "--force")
         run(capsys, "convert", model)
         assert fails(capsys, "exists already", "convert", model)

@@ -19,7 +19,8 @@ RANKS = [
     {"config"},
     {"schedule", "models", "sharding", "plotting", "compilation"},
     {"params", "samplers", "inference"},
-    {"sampling", "checkpoint"},
+    {"sampling", "checkpoint", "image_set"},
+    {"artefact"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
@@ -29,8 +30,8 @@ DOORS = {
     "safetensors": {"checkpoint/diffusers.py"},
     "huggingface_hub": {"checkpoint/hub.py"},
     "jaxtyping": {"types.py"},
-    "tyro": {"cli.py"},
-    "tqdm": {"cli.py"},
+    "tyro": {"cli/__init__.py", "cli/sampling.py", "cli/checkpoints.py", "cli/compile.py"},
+    "tqdm": {"cli/sampling.py"},
     "matplotlib": set(),
     "torch": set(),
     "diffusers": set(),

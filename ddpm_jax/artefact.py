@@ -1,0 +1,101 @@
+"""Compile ahead: a sampler as a StableHLO artefact that runs without this package, on CPU, GPU and TPU.
+
+The artefact is plain lowering (no Winograd, no compiler options), its batch is symbolic, and the weights are arguments.
+"""
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.files import check_new_folder, new_folder, write_json
+from ddpm_jax.params import Params, has_classes
+from ddpm_jax.samplers import Sampler
+from ddpm_jax.sampling import as_function
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+MARK = "sampler.json"
+SCRIPT = '''"""Draw images with the artefact beside this file. Needs jax and flatbuffers, and nothing else."""
+
+import jax, jax.export, numpy as np
+
+sampler = jax.export.deserialize(bytearray(open("sampler.bin", "rb").read()))
+weights, key = dict(np.load("weights.npz")), jax.random.key_data(jax.random.key(0))
+images = jax.jit(sampler.call)(weights, key, np.arange(4, dtype=np.int32){labels})  # images 0 to 3, in [0, 1]
+np.save("images.npy", images)
+'''
+
+
+def check_artefact(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that `write_artefact` would refuse, before the work that leads to it."""
+    check_new_folder(folder, overwrite=overwrite, marks=(MARK,))
+
+
+def write_artefact(
+    params: Params,
+    sampler: Sampler | str | None,
+    folder: Path,
+    *,
+    platforms: Sequence[str] = PLATFORMS,
+    overwrite: bool = False,
+) -> None:
+    """Write a folder with a sampler that `jax.export` can run: sampler.bin, weights.npz, run.py, sampler.json.
+
+    The function in sampler.bin takes (weights, key_data, indices), and class labels for class-conditional networks:
+    the arrays of weights.npz by name, `jax.random.key_data(key)`, and the numbers of the images, int32 [b]. It returns
+    float32 images [b, h, w, c] in [0, 1], those of `sample` to float rounding.
+
+    Args:
+        params: weights and their config.
+        sampler: as in `sample`.
+        folder: what to write.
+        platforms: of "cpu", "cuda" and "tpu"; one artefact serves all.
+        overwrite: replace an existing artefact.
+
+    Raises:
+        ValueError: an unknown platform.
+        ModuleNotFoundError: flatbuffers is not installed (the `compile` extra).
+        FileExistsError: the folder exists.
+    """
+    unknown = sorted(set(platforms) - set(PLATFORMS))
+    if unknown or not platforms:
+        raise ValueError(f"`platforms` must be some of {', '.join(PLATFORMS)}, not {', '.join(unknown) or 'none'}.")
+    try:
+        import flatbuffers  # noqa: F401  jax.export serialises by it
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Compiling ahead needs flatbuffers: pip install 'ddpm-jax[compile]'.") from error
+    from jax import export
+
+    names = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params.weights)[0]}
+    structure = jax.tree.structure(params.weights)
+    order = list(names)
+    draw = as_function(params.config, sampler)
+
+    def program(weights: dict[str, jax.Array], key_data: jax.Array, indices: jax.Array, labels=None) -> jax.Array:
+        tree = jax.tree.unflatten(structure, [weights[name] for name in order])
+        return draw(tree, jax.random.wrap_key_data(key_data), indices, labels)
+
+    (batch,) = export.symbolic_shape("b")
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in names.items()}
+    one_an_image = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    arguments = [shapes, jax.ShapeDtypeStruct((2,), jnp.uint32), one_an_image]
+    classes = has_classes(params.config.unet)
+    if classes:
+        arguments.append(one_an_image)
+    exported = export.export(jax.jit(program), platforms=list(platforms))(*arguments)
+
+    with new_folder(folder, overwrite=overwrite, marks=(MARK,)) as partial:
+        (partial / "sampler.bin").write_bytes(exported.serialize())
+        np.savez(partial / "weights.npz", **{name: np.asarray(leaf) for name, leaf in names.items()})
+        (partial / "run.py").write_text(SCRIPT.format(labels=", np.zeros(4, np.int32)" if classes else ""))
+        record = {"platforms": list(platforms), "sampler": repr(sampler), "classes": classes}
+        versions = {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax")}
+        write_json(partial / MARK, record | {"versions": versions})
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(entry.key for entry in path)

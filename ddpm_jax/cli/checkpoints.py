@@ -1,0 +1,122 @@
+"""`ddpm-jax convert | export | info`: checkpoints."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from ddpm_jax.cli.sampling import describe
+
+StorageDtype = Literal["float32", "float16", "bfloat16"]
+
+
+def convert(
+    model: Positional[str],
+    out: Path | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    ema: bool | None = None,
+    storage_dtype: StorageDtype = "float32",
+    force: bool = False,
+) -> None:
+    """Convert a PyTorch checkpoint into our folder, which opens without safetensors and torch.
+
+    Args:
+        model: a hub id (google/ddpm-cat-256) or a folder of diffusers.
+        out: the folder to write; checkpoints/NAME if left out.
+        revision: branch, tag or commit on the hub.
+        variant: fp16 takes the weights stored under that name.
+        subfolder: of the folder or repository.
+        ema: True takes unet_ema, False unet.
+        storage_dtype: of the weights in the file; in memory they are float32.
+        force: replace an existing checkpoint.
+    """
+    from ddpm_jax.checkpoint.folder import MARKER
+    from ddpm_jax.checkpoint.source import check_target, locate, read, save
+
+    out = out if out is not None else Path("checkpoints") / Path(model).resolve().name
+    check_target(out, overwrite=force)
+    where = locate(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema)
+    if (where.folder / MARKER).exists():
+        raise ValueError(f"{model} is in ddpm_jax's own format already; `ddpm-jax export` goes the other way.")
+    params = read(where.folder, variant=variant, ema=ema)
+    save(params, out, storage_dtype=storage_dtype, overwrite=force, source=where.source)
+    print(f"{out}: {_count(params):,} parameters in {storage_dtype}. ddpm_jax.load({str(out)!r}) opens it.")
+
+
+def export(
+    model: Positional[str],
+    out: Positional[Path],
+    storage_dtype: StorageDtype = "float32",
+    force: bool = False,
+) -> None:
+    """Export a checkpoint as a pipeline folder of diffusers.
+
+    Args:
+        model: a folder of ours, or anything else that `load` opens.
+        out: the folder to write.
+        storage_dtype: of the weights in the file.
+        force: replace an existing checkpoint.
+    """
+    from ddpm_jax.checkpoint.source import check_target, load, save
+
+    check_target(out, overwrite=force)
+    params = load(model)
+    save(params, out, format="diffusers", storage_dtype=storage_dtype, overwrite=force)
+    print(f"{out}: {_count(params):,} parameters. diffusers' DiffusionPipeline.from_pretrained opens it.")
+
+
+def info(
+    model: Positional[str | None] = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+) -> None:
+    """Say what a checkpoint is: network, parameters, schedule, sampler, origin.
+
+    Args:
+        model: a hub id or a folder; the demo if left out.
+        revision: branch, tag or commit on the hub.
+        variant: fp16 takes the weights stored under that name.
+        subfolder: of the folder or repository.
+    """
+    from ddpm_jax import samplers
+    from ddpm_jax.checkpoint.source import locate, read
+
+    where = locate(model, revision=revision, variant=variant, subfolder=subfolder)
+    params = read(where.folder, variant=variant)
+    unet, schedule = params.config.unet, params.config.schedule
+    size = " x ".join(map(str, unet.image_size)) if unet.image_size else "any size"
+    count = unet.class_embed_type or unet.num_class_embeds
+    classes = f", {count} classes" if count else ""
+    print(
+        f"network     {size}, {unet.in_channels} -> {unet.out_channels} channels{classes}, "
+        f"{_count(params):,} parameters"
+    )
+    for down, up, width in zip(unet.down_block_types, unet.up_block_types[::-1], unet.block_out_channels, strict=True):
+        print(f"            {width:5d}  {down} x {unet.layers_per_block}, {up} x {unet.layers_per_block + 1}")
+    if schedule.kind == "ve":
+        print(
+            f"schedule    variance-exploding, sigma {schedule.sigma_min} .. {schedule.sigma_max}, "
+            f"{schedule.num_train_timesteps} timesteps"
+        )
+    elif schedule.kind == "other":
+        print(f"schedule    that of {params.config.sampler.class_name}, {schedule.num_train_timesteps} timesteps")
+    else:
+        print(
+            f"schedule    {schedule.num_train_timesteps} timesteps, {schedule.beta_schedule} betas "
+            f"{schedule.beta_start} .. {schedule.beta_end}, predicts {schedule.prediction_type}"
+        )
+    if samplers.has_sampler(params.config.sampler):
+        print(f"sampler     {describe(samplers.from_config(params.config.sampler))}")
+    else:
+        print(f"sampler     {params.config.sampler.class_name}, which has no sampler here")
+    origin = ", ".join(f"{name} {value}" for name, value in where.source.items() if value)
+    print(f"from        {origin}")
+
+
+def _count(params: Any) -> int:
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(params.weights))

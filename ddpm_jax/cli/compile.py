@@ -1,0 +1,39 @@
+"""`ddpm-jax compile`: a sampler as an artefact that runs without this package."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from ddpm_jax.cli.sampling import choose_sampler, describe
+
+
+def compile(
+    model: Positional[str],
+    out: Positional[Path],
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu"),
+    sampler: str | None = None,
+    steps: int | None = None,
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KNOB=VALUE")] = (),
+    force: bool = False,
+) -> None:
+    """Compile a sampler ahead: StableHLO for CPU, CUDA and TPU with a symbolic batch, weights, and a five-line script.
+
+    Args:
+        model: a hub id or a folder.
+        out: the folder to write: sampler.bin, weights.npz, run.py.
+        platforms: to lower for.
+        sampler: as in `sample`.
+        steps: steps of the sampler.
+        set: any further knob of the sampler.
+        force: replace an existing artefact.
+    """
+    from ddpm_jax.artefact import check_artefact, write_artefact
+    from ddpm_jax.checkpoint.source import load
+
+    check_artefact(out, overwrite=force)
+    params = load(model)
+    chosen = choose_sampler(sampler, steps, set, params.config)
+    write_artefact(params, chosen, out, platforms=platforms, overwrite=force)
+    size = (out / "sampler.bin").stat().st_size / 1e6
+    print(f"{out}: {describe(chosen)} for {', '.join(platforms)}, {size:.1f} MB. run.py in it draws four images.")

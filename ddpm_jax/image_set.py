@@ -1,0 +1,183 @@
+"""A set of images on disk that grows until it is whole: numbered PNGs, or one .npz.
+
+What is there says what is missing, so that a run which was killed goes on where it was. `samples.json` holds the
+settings; a set is never continued with others.
+"""
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ddpm_jax.files import read_json, whole_file, write_json
+from ddpm_jax.plotting import to_pil, to_uint8
+
+RECORD = "samples.json"
+ARCHIVE = "images.npz"
+PARTS = "parts"
+FORMATS = ("png", "npz")
+# What may differ when a set is continued: more images, and what does not change them but for rounding.
+_MAY_DIFFER = ("num_images", "complete", "versions")
+
+
+class ImageSet:
+    """Images 0 .. num_images - 1 in a folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> images = ImageSet(folder, {"seed": 0}, 3)
+        >>> images.write([0, 2], np.zeros((2, 4, 4, 1), np.float32))
+        >>> images.missing().tolist()
+        [1]
+    """
+
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], num_images: int, *, format: str = "png", force: bool = False
+    ):
+        """Open a set to write into, beginning it or going on with it.
+
+        Args:
+            folder: where it lies or shall lie.
+            settings: everything that decides what the images are; kept in samples.json, and in every PNG.
+            num_images: images of the whole set; more than before extends it.
+            format: "png", a file an image, or "npz", one uint8 array [n, h, w, c] named arr_0.
+            force: start anew, whatever is there.
+
+        Raises:
+            ValueError: the folder holds a set with other settings (they are named), or a larger one.
+            FileExistsError: it holds the whole set already, or images without a samples.json.
+        """
+        self.folder, self.num_images, self.format = folder, num_images, format
+        # as JSON would read it back
+        self.settings = json.loads(json.dumps(settings | {"format": format}))
+        path = folder / RECORD
+        if force:
+            self._remove()
+        if path.exists():
+            self._check(read_json(path))
+        elif any(self._files()):
+            raise FileExistsError(
+                f"{folder} holds {next(self._files()).name} but no {RECORD}: choose another --out, or --force."
+            )
+
+    def begin(self) -> None:
+        """Write samples.json. Until then nothing has been written."""
+        self._write_record(complete=False)
+
+    def missing(self) -> np.ndarray:
+        """Return the numbers of the images that are not there yet."""
+        there = np.zeros(self.num_images, bool)
+        if self.format == "png":
+            for path in self._files():
+                if path.suffix == ".png" and int(path.stem) < self.num_images:
+                    there[int(path.stem)] = True
+        else:
+            for start, stop, _ in self._parts():
+                there[start:stop] = True
+        return np.flatnonzero(~there)
+
+    def write(self, indices: Sequence[int] | np.ndarray, images: np.ndarray) -> None:
+        """Add images [n, h, w, c] in [0, 1], and the number of each."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.format == "png":
+            for index, image in zip(indices, to_pil(images), strict=True):
+                write_png(image, self.folder / f"{index:05d}.png", self.settings | {"index": int(index)})
+            return
+        (self.folder / PARTS).mkdir(exist_ok=True)
+        indices, images = np.asarray(indices), to_uint8(images)
+        for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
+            start, stop = indices[run[0]], indices[run[-1]] + 1
+            path = self.folder / PARTS / f"{start:08d}-{stop:08d}.npy"
+            with whole_file(path) as partial, open(partial, "wb") as file:
+                np.save(file, images[run])
+
+    def read(self, count: int) -> np.ndarray:
+        """Return the first images of the set, [count, h, w, c] in [0, 1]."""
+        if self.format == "png":
+            images = [np.asarray(Image.open(self.folder / f"{index:05d}.png")) for index in range(count)]
+            return np.stack([image if image.ndim == 3 else image[..., None] for image in images]) / np.float32(255)
+        images, found = [], 0
+        for _, _, path in sorted(self._parts()):
+            images.append(np.load(path, mmap_mode="r")[: count - found])
+            found += len(images[-1])
+        return np.concatenate(images) / np.float32(255)
+
+    def finish(self) -> None:
+        """Mark the set as whole; put an .npz together from its parts, one at a time."""
+        if self.format == "npz":
+            parts = sorted(self._parts())
+            first = np.load(parts[0][2], mmap_mode="r")
+            header = {
+                "descr": np.lib.format.dtype_to_descr(first.dtype),
+                "fortran_order": False,
+                "shape": (self.num_images, *first.shape[1:]),
+            }
+            with whole_file(self.folder / ARCHIVE) as partial, zipfile.ZipFile(partial, "w") as archive:
+                with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array_header_1_0(file, header)
+                    for _, _, path in parts:
+                        file.write(np.load(path).tobytes())
+        self._write_record(complete=True)
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+
+    def _write_record(self, *, complete: bool) -> None:
+        write_json(self.folder / RECORD, self.settings | {"num_images": self.num_images, "complete": complete})
+
+    def _check(self, there: dict[str, Any]) -> None:
+        names = sorted((set(there) | set(self.settings)) - set(_MAY_DIFFER))
+        differences = [
+            f"{name} {there.get(name)!r} there, {self.settings.get(name)!r} here"
+            for name in names
+            if there.get(name) != self.settings.get(name)
+        ]
+        if differences:
+            raise ValueError(
+                f"{self.folder} holds a set with other settings: {'; '.join(differences)}. Choose another --out, or "
+                "--force to start anew."
+            )
+        count = there.get("num_images", 0)
+        if count > self.num_images:
+            raise ValueError(f"{self.folder} holds a set of {count} images, more than {self.num_images}.")
+        if there.get("complete") and count == self.num_images and (self.format == "npz" or not len(self.missing())):
+            raise FileExistsError(
+                f"{self.folder} holds these {count} images already; choose another --out, or --force to make them anew."
+            )
+        if there.get("complete") and self.format == "npz":  # to be extended: back to a part
+            images = np.load(self.folder / ARCHIVE)["arr_0"]
+            self.write(range(len(images)), images / np.float32(255))
+
+    def _files(self):
+        """Yield the numbered PNGs, parts and the archive."""
+        if self.folder.is_dir():
+            yield from sorted(path for path in self.folder.iterdir() if re.fullmatch(r"\d{5,}\.png", path.name))
+            yield from (path for path in (self.folder / PARTS, self.folder / ARCHIVE) if path.exists())
+
+    def _parts(self):
+        for path in (self.folder / PARTS).glob("*.npy"):
+            if match := re.fullmatch(r"(\d+)-(\d+)\.npy", path.name):
+                yield int(match[1]), int(match[2]), path
+
+    def _remove(self) -> None:
+        for path in [*self._files(), self.folder / RECORD, self.folder / "grid.png"]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def write_png(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
+    """Write an image with a record in its text chunks."""
+    text = PngInfo()
+    for name, value in record.items():
+        if value is not None:
+            text.add_text(name, value if isinstance(value, str) else json.dumps(value))
+    with whole_file(path) as partial:
+        image.save(partial, "PNG", pnginfo=text)

@@ -1,0 +1,196 @@
+"""Sets of images: killed, continued, extended, and made by several processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_params
+from PIL import Image
+from test_checkpoint import write_flat
+
+import ddpm_jax
+from ddpm_jax import cli, samplers
+from ddpm_jax.image_set import ImageSet
+
+SAMPLE = ("--sampler", "ddim", "--steps", "3", "--seed", "5")
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return str(write_flat(tmp_path / "model", make_params()))
+
+
+def command(*words):
+    return [sys.executable, "-m", "ddpm_jax", "sample", *map(str, words)]
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("format", ["png", "npz"])
+def test_killed_and_continued(model, tmp_path, format):
+    """kill -9 in the middle, and the same command again: the files of a run that nobody stopped."""
+    words = (model, *SAMPLE, "--batch-size", 4, "--num-images", 24, "--format", format)
+    whole = subprocess.run(command(*words, "--out", "whole"), capture_output=True, text=True, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+
+    # a process that stops for good as its third batch is written
+    program = f"""
+import os, signal, sys
+from ddpm_jax import cli, image_set
+write, count = image_set.ImageSet.write, [0]
+def dying(*args):
+    count[0] += 1
+    if count[0] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(*args)
+image_set.ImageSet.write = dying
+cli.main({["sample", *map(str, words), "--out", "killed"]!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL
+    assert not json.loads((tmp_path / "killed/samples.json").read_text())["complete"]
+    again = subprocess.run(command(*words, "--out", "killed"), capture_output=True, text=True, cwd=tmp_path)
+    assert again.returncode == 0 and "killed holds 8 of 24 images: going on" in again.stdout, again.stderr
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "killed")
+    assert json.loads((tmp_path / "killed/samples.json").read_text())["complete"]
+    if format == "npz":
+        images = np.load(tmp_path / "whole/images.npz")["arr_0"]
+        assert images.dtype == np.uint8 and images.shape == (24, 8, 8, 1)
+        expected = ddpm_jax.sample(
+            make_params(), jax.random.key(5), 4, sampler=samplers.DDIM(num_steps=3), first_index=20
+        )
+        assert np.abs(images[20:].astype(int) - ddpm_jax.to_uint8(expected)).max() <= 1  # another compilation
+        assert not (tmp_path / "whole/parts").exists()
+
+
+def test_interrupted_at_any_moment(model, tmp_path):
+    """A real kill, whenever it comes."""
+    words = (model, *SAMPLE, "--batch-size", 2, "--num-images", 40, "--out", "set")
+    process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "set/00003.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command(*words), check=True, capture_output=True, cwd=tmp_path)
+    names = {f"{i:05d}.png" for i in range(40)}
+    assert names <= set(os.listdir(tmp_path / "set"))
+    for name in names:
+        Image.open(tmp_path / "set" / name).verify()
+
+
+def sample(model, *words):
+    cli.main(["sample", model, *SAMPLE, *map(str, words)])
+
+
+def fails(capsys, message, model, *words):
+    with pytest.raises(SystemExit):
+        sample(model, *words)
+    assert message in " ".join(capsys.readouterr().err.split())
+    return True
+
+
+def test_another_batch_size_and_more_images(model, tmp_path, capsys):
+    sample(model, "--batch-size", 4, "--num-images", 10, "--out", "set")
+    before = bytes_of(tmp_path / "set")
+    sample(model, "--batch-size", 3, "--num-images", 14, "--out", "set")
+    after = bytes_of(tmp_path / "set")
+    assert all(after[f"{i:05d}.png"] == before[f"{i:05d}.png"] for i in range(10))  # nothing twice
+    sample(model, "--batch-size", 14, "--out", "direct")
+    for i in range(14):
+        one, other = (np.asarray(Image.open(f"{name}/{i:05d}.png")).astype(int) for name in ("set", "direct"))
+        assert np.abs(one - other).max() <= 1  # the rounding of another batch size
+
+
+def test_an_archive_is_extended(model, capsys):
+    sample(model, "--batch-size", 4, "--num-images", 4, "--format", "npz", "--out", "set")
+    four = np.load("set/images.npz")["arr_0"]
+    sample(model, "--batch-size", 4, "--num-images", 7, "--format", "npz", "--out", "set")
+    seven = np.load("set/images.npz")["arr_0"]
+    assert seven.shape == (7, 8, 8, 1)
+    np.testing.assert_array_equal(seven[:4], four)
+
+
+def test_other_settings_are_refused_by_name(model, capsys):
+    sample(model, "--batch-size", 2, "--out", "set")
+    assert fails(capsys, "other settings: seed 5 there, 6 here", model, "--batch-size", 2, "--seed", 6, "--out", "set")
+    assert fails(capsys, "format 'png' there, 'npz' here", model, "--batch-size", 2, "--format", "npz", "--out", "set")
+    assert fails(capsys, "sampler 'DDIM(num_steps=3)' there", model, "--batch-size", 2, "--steps", 4, "--out", "set")
+    assert fails(capsys, "holds these 2 images already", model, "--batch-size", 2, "--out", "set")
+    assert fails(capsys, "a set of 2 images, more than 1", model, "--num-images", 1, "--out", "set")
+    sample(model, "--batch-size", 1, "--seed", 6, "--out", "set", "--force")
+    assert sorted(os.listdir("set")) == ["00000.png", "grid.png", "samples.json"]
+
+
+def test_a_folder_of_other_images_is_left_alone(tmp_path):
+    (tmp_path / "00000.png").write_bytes(b"somebody's")
+    with pytest.raises(FileExistsError, match=r"holds 00000.png but no samples.json"):
+        ImageSet(tmp_path, {"seed": 0}, 3)
+
+
+def test_fast_is_a_sampler(model, capsys):
+    assert fails(capsys, "leave --sampler out", model, "--fast", "--out", "x")
+
+
+def test_two_processes_with_four_devices_each(model, tmp_path):
+    """Each writes the images that it holds; they are those of one process, whatever the layout."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+    words = (model, *SAMPLE, "--batch-size", 8, "--num-images", 21, "--out", "two")
+    joined = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id")
+    # each notes what it writes
+    program = """
+import sys
+from ddpm_jax import cli, image_set
+write = image_set.ImageSet.write
+def noting(self, indices, images):
+    with open(f"wrote-{sys.argv[1]}", "a") as file:
+        print(*indices, file=file)
+    write(self, indices, images)
+image_set.ImageSet.write = noting
+cli.main(sys.argv[2:])
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(i), "sample", *map(str, (*words, *joined, i))],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    wrote = [[int(word) for word in (tmp_path / f"wrote-{i}").read_text().split()] for i in range(2)]
+    assert len(wrote[0]) > 5 and len(wrote[1]) > 5
+    assert sorted(wrote[0] + wrote[1]) == list(range(21))  # nothing twice, nothing missing
+
+    sample(model, "--batch-size", 8, "--num-images", 21, "--out", "one")
+    for i in range(21):
+        one, two = (np.asarray(Image.open(tmp_path / name / f"{i:05d}.png")).astype(int) for name in ("one", "two"))
+        assert np.abs(one - two).max() <= 1  # the rounding of another batch on each device
+    assert json.loads((tmp_path / "two/samples.json").read_text())["complete"]
+
+
+def test_processes_are_described_whole(model, capsys):
+    assert fails(capsys, "belong together", model, "--coordinator", "127.0.0.1:1", "--out", "x")
