@@ -34,11 +34,10 @@ def test_an_artefact_runs_without_us(tmp_path, classes):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert "cpu" in result.stdout and "cuda" in result.stdout and "tpu" in result.stdout
+    # another compilation; x_0_hat is x_t divided by 0.006 at first
     labels = {} if classes is None else {"class_labels": 0}
     expected = ddpm_jax.sample(params, jax.random.key(0), 4, sampler=SAMPLER, **labels)
-    np.testing.assert_allclose(
-        np.load(tmp_path / "out/images.npy"), expected, atol=1e-4
-    )  # another compilation; x_0_hat is x_t divided by 0.006
+    np.testing.assert_allclose(np.load(tmp_path / "out/images.npy"), expected, atol=1e-4)
     labels = {} if classes is None else {"class_labels": np.array([2, 1])}
     expected = ddpm_jax.sample(params, jax.random.key(0), 2, sampler=SAMPLER, first_index=5, **labels)
     np.testing.assert_allclose(np.load(tmp_path / "out/more.npy"), expected, atol=1e-4)

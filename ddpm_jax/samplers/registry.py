@@ -114,9 +114,8 @@ def by_name(name: str) -> Sampler:
     if name == "fast":
         return FAST
     if name not in SAMPLERS:
-        raise ValueError(
-            f"There is no sampler {name!r}.{nearest(str(name), SAMPLERS)} There is fast, {', '.join(SAMPLERS)}."
-        )
+        known = ("fast", *SAMPLERS)
+        raise ValueError(f"There is no sampler {name!r}.{nearest(str(name), known)} There is {', '.join(known)}.")
     return SAMPLERS[name]()
 
 
