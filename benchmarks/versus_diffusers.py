@@ -9,9 +9,11 @@ channels_last, both in inference mode. Weights are random; the time of a network
 `parity` extra.
 
 Jobs:
-    forward-NET-bB    one forward, the median of some after warming up
-    ddim-NET-bB       50 DDIM steps in one program (ours) or loop (theirs), after warming up; and peak memory
-    program-NET-bB    the same from the start of the process to PNG files, imports, loading and compiling included
+    forward-NET-bB    one forward, the median of some after warming up (plain convolutions on our side)
+    SAMPLER-NET-bB    a step of ddpm, ddim, dpmsolver++ or unipc, over 10 steps after warming up; and peak memory.
+                      "ours_plain" is ours without Winograd's convolutions
+    program-NET-bB    20 steps of dpmsolver++ from the start of the process to PNG files, imports, loading and
+                      compiling included; "ours_warm" finds its programs in a compile cache
     compile-NET-bB    tracing and compiling the first time that we sample (ours alone)
 """
 
@@ -25,13 +27,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
+STEPS = 10
 JOBS = (
     *("forward-cifar10-b1", "forward-cifar10-b4", "forward-cifar10-b16", "forward-cat256-b1"),
-    *("ddim-cifar10-b4", "program-cifar10-b4", "compile-cat256-b1"),
+    *(f"{sampler}-cifar10-b{batch}" for batch in (1, 4, 16) for sampler in SAMPLERS),
+    *(f"{sampler}-cat256-b1" for sampler in SAMPLERS),
+    *("program-cifar10-b1", "program-cifar10-b4", "compile-cat256-b1"),
 )
-PEERS = ("ours", "eager", "channels_last")
+PEERS = {
+    "forward": ("ours", "eager", "channels_last"),
+    "program": ("ours", "ours_warm", "eager", "channels_last"),
+    "compile": ("ours",),
+} | {sampler: ("ours", "ours_plain", "eager", "channels_last") for sampler in SAMPLERS}
 GOOGLE = {
     "attention_head_dim": None,
     "downsample_padding": 0,
@@ -73,14 +84,16 @@ def main() -> None:
         for net in sorted({job.split("-")[1] for job in options.jobs}):
             subprocess.run([sys.executable, "-c", MAKE, net, folder, json.dumps(NETS[net] | GOOGLE)], check=True)
         for job in options.jobs:
-            peers = PEERS[:1] if job.startswith("compile") else PEERS
+            peers = PEERS[job.split("-")[0]]
+            if "ours_warm" in peers:
+                launch(job, "ours_warm", folder)  # fills its cache
             rounds = []
             for _ in range(options.rounds):
                 rounds.append({peer: launch(job, peer, folder) for peer in peers})
             results[job] = rounds
             report(job, peers, rounds)
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+            if options.out:
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 MAKE = """
@@ -114,12 +127,12 @@ def launch(job: str, peer: str, folder: str) -> dict[str, float]:
     return numbers
 
 
-def report(job: str, peers: tuple[str, ...], rounds: list[dict[str, dict[str, float]]]) -> None:
+def report(job: str, peers: Sequence[str], rounds: list[dict[str, dict[str, float]]]) -> None:
     """Print medians over the rounds, and ours over theirs within each round."""
     for peer in peers:
         seconds = statistics.median(numbers[peer]["seconds"] for numbers in rounds)
         memory = statistics.median(numbers[peer]["peak_mb"] for numbers in rounds)
-        line = f"{job:22s} {peer:14s} {seconds:9.3f} s   peak {memory:6.0f} MB"
+        line = f"{job:24s} {peer:14s} {seconds:9.3f} s   peak {memory:6.0f} MB"
         if peer != "ours":
             for name in ("seconds", "peak_mb"):
                 ratios = sorted(numbers["ours"][name] / numbers[peer][name] for numbers in rounds)
@@ -129,9 +142,9 @@ def report(job: str, peers: tuple[str, ...], rounds: list[dict[str, dict[str, fl
 
 def work(job: str, peer: str, folder: str) -> dict[str, float]:
     """Do a job, in this process."""
-    kind, net, batch = job.split("-")
-    arguments = (Path(folder) / net, int(batch[1:]), REPEATS[net], Path(folder))
-    seconds = (ours if peer == "ours" else theirs)(kind, *arguments, **({"layout": peer} if peer != "ours" else {}))
+    kind, net, batch = job.rsplit("-", 2)
+    measure = ours if peer.startswith("ours") else theirs
+    seconds = measure(kind, Path(folder) / net, int(batch[1:]), REPEATS[net], Path(folder), peer)
     return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -146,58 +159,76 @@ def timed(function, repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def ours(kind: str, model: Path, batch: int, repeats: int, folder: Path) -> float:
+def ours(kind: str, model: Path, batch: int, repeats: int, folder: Path, peer: str) -> float:
     """Time ddpm_jax."""
     import jax
     import numpy as np
 
     import ddpm_jax
-    from ddpm_jax import samplers
+    from ddpm_jax import inference, samplers
 
+    if peer == "ours_warm":
+        from ddpm_jax.cli.sampling import keep_compiled
+
+        keep_compiled(folder / "cache")
+    if peer == "ours_plain":
+        inference.prepare_weights = lambda config, weights, batch_size, **switches: weights
     params = ddpm_jax.load(model)
-    size = params.config.unet.sample_size
-    sample = lambda: ddpm_jax.sample(params, jax.random.key(0), batch, sampler=samplers.DDIM()).block_until_ready()
+    size, key = params.config.unet.sample_size, jax.random.key(0)
     if kind == "forward":
         x = np.random.default_rng(0).standard_normal((batch, size, size, 3)).astype(np.float32)
         return timed(lambda: ddpm_jax.apply(params, x, 500).block_until_ready(), repeats)
-    if kind == "ddim":
-        return timed(sample, 1)
     if kind == "program":
-        for i, image in enumerate(ddpm_jax.to_pil(sample())):
+        images = ddpm_jax.sample(params, key, batch, sampler=samplers.DPMSolverPP(num_steps=20))
+        for i, image in enumerate(ddpm_jax.to_pil(images)):
             image.save(folder / f"ours{i}.png")
         return 0.0
+    if kind in SAMPLERS:
+        sampler = samplers.SAMPLERS[kind](num_steps=STEPS)
+        return timed(lambda: ddpm_jax.sample(params, key, batch, sampler=sampler).block_until_ready(), 1) / STEPS
     heard = []  # what the first call spends on tracing, lowering and compiling, whatever the loop's length
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, duration, **_: heard.append(duration) if event.startswith("/jax/core/compile/") else None
     )
-    ddpm_jax.sample(params, jax.random.key(0), batch, sampler=samplers.DDIM(num_steps=1)).block_until_ready()
+    ddpm_jax.sample(params, key, batch, sampler=samplers.DDIM(num_steps=1)).block_until_ready()
     return sum(heard)
 
 
-def theirs(kind: str, model: Path, batch: int, repeats: int, folder: Path, layout: str) -> float:
-    """Time diffusers."""
+def theirs(kind: str, model: Path, batch: int, repeats: int, folder: Path, peer: str) -> float:
+    """Time diffusers: its network and its scheduler in the loop of its pipelines."""
+    import diffusers
     import torch
-    from diffusers import DDIMPipeline, DDPMPipeline
 
-    pipeline = DDPMPipeline.from_pretrained(model)
-    pipeline = DDIMPipeline(unet=pipeline.unet, scheduler=pipeline.scheduler)
-    pipeline.set_progress_bar_config(disable=True)
-    net = pipeline.unet.eval()
-    if layout == "channels_last":
+    net = diffusers.UNet2DModel.from_pretrained(model / "unet").eval()
+    if peer == "channels_last":
         net.to(memory_format=torch.channels_last)
+    shape = (batch, 3, net.config.sample_size, net.config.sample_size)
+    classes = {"ddpm": "DDPM", "ddim": "DDIM", "unipc": "UniPCMultistep"}
+    scheduler = getattr(diffusers, f"{classes.get(kind, 'DPMSolverMultistep')}Scheduler")()
+
+    def sample(steps: int) -> torch.Tensor:
+        scheduler.set_timesteps(steps)
+        x = torch.randn(shape)
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t).sample, t, x).prev_sample
+        return (x / 2 + 0.5).clamp(0, 1)
+
     with torch.inference_mode():
         if kind == "forward":
-            x = torch.randn(batch, 3, net.config.sample_size, net.config.sample_size)
-            if layout == "channels_last":
+            x = torch.randn(shape)
+            if peer == "channels_last":
                 x = x.to(memory_format=torch.channels_last)
             return timed(lambda: net(x, 500), repeats)
-        generator = torch.Generator().manual_seed(0)
-        sample = lambda: pipeline(batch_size=batch, generator=generator, num_inference_steps=50).images
-        if kind == "ddim":
-            return timed(sample, 1)
-        for i, image in enumerate(sample()):
-            image.save(folder / f"theirs{i}.png")
-        return 0.0
+        if kind == "program":
+            from PIL import Image
+
+            for i, image in enumerate((sample(20).permute(0, 2, 3, 1).numpy() * 255).round().astype("uint8")):
+                Image.fromarray(image).save(folder / f"theirs{i}.png")
+            return 0.0
+        sample(2)
+        start = time.perf_counter()
+        sample(STEPS)
+        return (time.perf_counter() - start) / STEPS
 
 
 if __name__ == "__main__":
