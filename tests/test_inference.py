@@ -43,7 +43,14 @@ def test_winograd_is_a_convolution(shape, features):
 
 
 def transformed(weights):
-    return ["/".join(path[:-1]) for path in named_leaves(weights) if path[-1] == winograd.NAME]
+    def find(layer, path):
+        for name, inner in layer.items():
+            if name == winograd.NAME:
+                yield "/".join(path)
+            elif isinstance(inner, dict):
+                yield from find(inner, (*path, name))
+
+    return list(find(weights, ()))
 
 
 def test_which_convolutions_are_transformed():
