@@ -10,9 +10,9 @@ import pytest
 from known_models import EPS, X0, V, dummy, gaussian, gaussian_start, run, run_table
 
 from ddpm_jax import samplers
-from ddpm_jax.config import ScheduleConfig, scheduler_from_dict
+from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import DDIM, DDPM, SAMPLERS, DDIMInverse
-from ddpm_jax.samplers.grids import Process, levels
+from ddpm_jax.samplers.grids import Process
 from ddpm_jax.schedule import alphas_cumprod, posterior_coefficients
 
 
@@ -388,88 +388,6 @@ def test_ddpm_rows_are_the_posterior():
 
 
 @pytest.mark.parametrize(
-    "spacing, offset, expected",
-    [
-        ("leading", 0, [800, 600, 400, 200, 0]),
-        ("leading", 1, [801, 601, 401, 201, 1]),
-        ("linspace", 0, [999, 749, 500, 250, 0]),
-        ("trailing", 0, [999, 799, 599, 399, 199]),
-        ("quadratic", 0, [999, 562, 250, 62, 0]),
-    ],
-)
-def test_grids(spacing, offset, expected):
-    assert [level.t for level in levels(Process.of(EPS), 5, spacing, steps_offset=offset)] == expected
-
-
-def test_grids_of_diffusers():
-    """research/diffusers.md, 6.6: N = 10, T = 1000."""
-    t = lambda sampler: sampler(num_steps=10).table(EPS).t
-    assert t(samplers.DPMSolverPP).tolist() == [999, 899, 799, 699, 599, 500, 400, 300, 200, 100]
-    assert t(samplers.Euler).tolist() == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
-    assert t(samplers.Heun).tolist()[:5] == [999, 888, 888, 777, 777]
-    np.testing.assert_allclose(t(samplers.KDPM2)[:6], [999, 945.133, 888, 834.327, 777, 723.514], atol=1e-3)
-    expected = [900, 850, 850, 800, 800, 750, 750, 700, 700, 650, 650, 600, 600, 500, 400, 300, 200, 100, 0]
-    assert t(samplers.PNDM).tolist() == expected
-    ratios = [Process.of(EPS).at_time(int(t)).ratio for t in (999, 899, 799)]
-    np.testing.assert_allclose(ratios, [157.40727, 60.27142, 25.52848], rtol=1e-6)
-
-
-def test_ratio_grids():
-    process = Process.of(EPS)
-    ratios = {name: np.array([level.ratio for level in levels(process, 9, name)]) for name in RATIO_SPACINGS}
-    for grid in ratios.values():
-        np.testing.assert_allclose(grid[[0, -1]], [157.40727, 0.0100013], rtol=1e-5)
-    assert np.ptp(np.diff(np.log(ratios["logsnr"]))) < 1e-12
-    assert np.ptp(np.diff(ratios["karras"] ** (1 / 7))) < 1e-12
-    middle = ratios["beta"][4]  # the distribution is symmetric
-    np.testing.assert_allclose(middle, (157.40727 + 0.0100013) / 2, rtol=1e-5)
-
-
-def test_levels_go_there_and_back():
-    process = Process.of(EPS)
-    for t in (0, 17, 500, 999):
-        level = process.at_time(t)
-        assert process.at_ratio(level.ratio).t == pytest.approx(t, abs=1e-9)
-        np.testing.assert_allclose(process.at_ratio(level.ratio)[1:], level[1:], rtol=1e-12)
-
-
-def test_cosine_schedules_can_be_clipped():
-    schedule = ScheduleConfig(beta_schedule="squaredcos_cap_v2")
-    table = samplers.DPMSolverPP(lambda_min_clipped=-5.1).table(schedule)
-    assert table.t[0] < 999
-    alpha_bar = alphas_cumprod(schedule)[int(table.t[0]) : int(table.t[0]) + 2]
-    lambdas = 0.5 * np.log(alpha_bar / (1 - alpha_bar))
-    assert lambdas[0] >= -5.1 > lambdas[1]
-
-
-@pytest.mark.parametrize(
-    "custom, message",
-    [
-        ((100, 87, 50, 51, 0), "must fall strictly"),
-        ((1000,), "must lie in 0 .. 999"),
-        ((5, -1), "must lie in 0 .. 999"),
-        ((), "must be a list of numbers"),
-        (5, "must be a list of numbers"),
-        ((900, "0"), "must be a list of numbers"),
-    ],
-)
-def test_bad_custom_timesteps(custom, message, untyped):
-    with pytest.raises(ValueError, match=message):
-        DDPM(timesteps=custom).table(EPS)
-
-
-def test_more_steps_than_the_grid_has():
-    with pytest.raises(ValueError, match="has at most 999 steps, not 1000"):
-        samplers.DPMSolverPP(num_steps=1000, timestep_spacing="leading").table(EPS)
-    assert samplers.DPMSolverPP(num_steps=1000).table(EPS).num_evals == 1000  # fractions between the timesteps
-
-
-def test_offset_beyond_the_schedule():  # diffusers issue 10003: an IndexError in the middle of the run
-    with pytest.raises(ValueError, match="`steps_offset` 1 with 1000 steps visits 1000"):
-        DDPM(steps_offset=1).table(EPS)
-
-
-@pytest.mark.parametrize(
     "sampler, knobs, message",
     [
         (DDPM, {"variance_type": "other"}, "`variance_type` must be one of"),
@@ -506,106 +424,3 @@ def test_unknown_spacing():
 def test_few_steps_with_fixed_large_warn():
     with pytest.warns(UserWarning, match="leaves noise in the images"):
         DDPM(num_steps=20, variance_type="fixed_large").table(EPS)
-
-
-def test_from_config():
-    _, config = scheduler_from_dict(
-        {
-            "_class_name": "DDPMScheduler",
-            "variance_type": "fixed_large",
-            "clip_sample_range": 2.0,
-            "skip_prk_steps": True,
-        }
-    )
-    assert samplers.from_config(config) == DDPM(variance_type="fixed_large", clip=2.0)
-    items = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
-    assert samplers.from_config(items) == DDIM(clip=None, set_alpha_to_one=False, steps_offset=1)
-    assert samplers.from_config(items, num_steps=7).num_steps == 7
-    old = {"_class_name": "DDPMScheduler", "timesteps": 1000, "clip_predicted_image": False, "clip_sample_range": None}
-    assert samplers.from_config(old) == DDPM(clip=None)
-    assert samplers.from_config({"clip_sample_range": None}) == DDPM()
-
-
-@pytest.mark.parametrize(
-    "items, expected",
-    [
-        (
-            {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "clip_sample": True},
-            samplers.PNDM(skip_prk_steps=True),
-        ),
-        (
-            {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "use_karras_sigmas": True},
-            samplers.DPMSolverPP(solver_order=3, timestep_spacing="karras"),
-        ),
-        (
-            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "deis", "solver_type": "logrho"},
-            samplers.DPMSolverPP(),
-        ),
-        (
-            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver", "use_lu_lambdas": True},
-            samplers.DPMSolver(algorithm_type="sde-dpmsolver", timestep_spacing="logsnr"),
-        ),
-        (
-            {"_class_name": "DPMSolverSinglestepScheduler", "lambda_min_clipped": -5.1},
-            samplers.DPMSolverPP(singlestep=True, lower_order_final=False, lambda_min_clipped=-5.1),
-        ),
-        ({"_class_name": "DEISMultistepScheduler"}, samplers.DEIS(final_sigmas_type="sigma_min")),
-        (
-            {"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0, 1], "solver_type": "midpoint"},
-            samplers.UniPC(disable_corrector=(0, 1)),
-        ),
-        (
-            {"_class_name": "EulerDiscreteScheduler", "use_exponential_sigmas": True, "clip_sample": True},
-            samplers.Euler(timestep_spacing="exponential"),
-        ),
-        ({"_class_name": "EulerAncestralDiscreteScheduler", "use_karras_sigmas": True}, samplers.EulerAncestral()),
-        ({"_class_name": "HeunDiscreteScheduler", "clip_sample": True}, samplers.Heun(clip=1.0)),
-        ({"_class_name": "KDPM2DiscreteScheduler", "use_beta_sigmas": True}, samplers.KDPM2(timestep_spacing="beta")),
-        ({"_class_name": "KDPM2AncestralDiscreteScheduler"}, samplers.KDPM2Ancestral()),
-        ({"_class_name": "LMSScheduler"}, samplers.LMS()),
-        ({"_class_name": "ScoreSdeVeScheduler", "snr": 0.17}, samplers.ScoreSdeVe(snr=0.17)),
-        ({"_class_name": "KarrasVeScheduler", "s_min": 0.1}, samplers.KarrasVe(s_tmin=0.1)),
-        ({"_class_name": "UnCLIPScheduler"}, DDPM(timestep_spacing="linspace", variance_type="fixed_small_log")),
-    ],
-)
-def test_from_config_of_every_scheduler(items, expected, recwarn):
-    assert samplers.from_config(items) == expected
-    assert not recwarn.list
-
-
-@pytest.mark.parametrize(
-    "items, named",
-    [
-        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "use_flow_sigmas=True"),
-        (
-            {"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"},
-            "interpolation_type='log_linear'",
-        ),
-        (
-            {"_class_name": "HeunDiscreteScheduler", "use_karras_sigmas": True, "timestep_spacing": "leading"},
-            "timestep_spacing='leading'",
-        ),
-    ],
-)
-def test_what_cannot_be_honoured_is_said(items, named):
-    with pytest.warns(UserWarning, match=f"cannot honour these settings of .*{named}"):
-        samplers.from_config(items)
-
-
-@pytest.mark.parametrize(
-    "name, why",
-    [
-        ("DDIMInverseScheduler", "use `ddpm_jax.invert`"),
-        ("DPMSolverSDEScheduler", "Brownian-tree noise is not offered"),
-        ("LCMScheduler", "distilled models"),
-        ("FlowMatchEulerDiscreteScheduler", "not offered"),
-    ],
-)
-def test_a_scheduler_without_a_sampler_is_named(name, why):
-    with pytest.raises(ValueError, match=f"{name}, has no sampler here: .*{why}"):
-        samplers.from_config({"_class_name": name})
-
-
-def test_by_name_suggests():
-    with pytest.raises(ValueError, match="Did you mean `ddim`"):
-        samplers.by_name("dddim")

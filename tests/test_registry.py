@@ -1,0 +1,114 @@
+"""Samplers by name and by diffusers' scheduler configs."""
+
+import pytest
+
+from ddpm_jax import samplers
+from ddpm_jax.config import ScheduleConfig, scheduler_from_dict
+from ddpm_jax.samplers import DDIM, DDPM
+
+
+def test_from_config():
+    _, config = scheduler_from_dict(
+        {
+            "_class_name": "DDPMScheduler",
+            "variance_type": "fixed_large",
+            "clip_sample_range": 2.0,
+            "skip_prk_steps": True,
+        }
+    )
+    assert samplers.from_config(config) == DDPM(variance_type="fixed_large", clip=2.0)
+    items = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    assert samplers.from_config(items) == DDIM(clip=None, set_alpha_to_one=False, steps_offset=1)
+    assert samplers.from_config(items, num_steps=7).num_steps == 7
+    old = {"_class_name": "DDPMScheduler", "timesteps": 1000, "clip_predicted_image": False, "clip_sample_range": None}
+    assert samplers.from_config(old) == DDPM(clip=None)
+    assert samplers.from_config({"clip_sample_range": None}) == DDPM()
+
+
+@pytest.mark.parametrize(
+    "items, expected",
+    [
+        (
+            {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "clip_sample": True},
+            samplers.PNDM(skip_prk_steps=True),
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "use_karras_sigmas": True},
+            samplers.DPMSolverPP(solver_order=3, timestep_spacing="karras"),
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "deis", "solver_type": "logrho"},
+            samplers.DPMSolverPP(),
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver", "use_lu_lambdas": True},
+            samplers.DPMSolver(algorithm_type="sde-dpmsolver", timestep_spacing="logsnr"),
+        ),
+        (
+            {"_class_name": "DPMSolverSinglestepScheduler", "lambda_min_clipped": -5.1},
+            samplers.DPMSolverPP(singlestep=True, lower_order_final=False, lambda_min_clipped=-5.1),
+        ),
+        ({"_class_name": "DEISMultistepScheduler"}, samplers.DEIS(final_sigmas_type="sigma_min")),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0, 1], "solver_type": "midpoint"},
+            samplers.UniPC(disable_corrector=(0, 1)),
+        ),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "use_exponential_sigmas": True, "clip_sample": True},
+            samplers.Euler(timestep_spacing="exponential"),
+        ),
+        ({"_class_name": "EulerAncestralDiscreteScheduler", "use_karras_sigmas": True}, samplers.EulerAncestral()),
+        ({"_class_name": "HeunDiscreteScheduler", "clip_sample": True}, samplers.Heun(clip=1.0)),
+        ({"_class_name": "KDPM2DiscreteScheduler", "use_beta_sigmas": True}, samplers.KDPM2(timestep_spacing="beta")),
+        ({"_class_name": "KDPM2AncestralDiscreteScheduler"}, samplers.KDPM2Ancestral()),
+        ({"_class_name": "LMSScheduler"}, samplers.LMS()),
+        ({"_class_name": "ScoreSdeVeScheduler", "snr": 0.17}, samplers.ScoreSdeVe(snr=0.17)),
+        ({"_class_name": "KarrasVeScheduler", "s_min": 0.1}, samplers.KarrasVe(s_tmin=0.1)),
+        ({"_class_name": "UnCLIPScheduler"}, DDPM(timestep_spacing="linspace", variance_type="fixed_small_log")),
+    ],
+)
+def test_from_config_of_every_scheduler(items, expected, recwarn):
+    assert samplers.from_config(items) == expected
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "items, named",
+    [
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "use_flow_sigmas=True"),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "interpolation_type": "log_linear"},
+            "interpolation_type='log_linear'",
+        ),
+        (
+            {"_class_name": "HeunDiscreteScheduler", "use_karras_sigmas": True, "timestep_spacing": "leading"},
+            "timestep_spacing='leading'",
+        ),
+    ],
+)
+def test_what_cannot_be_honoured_is_said(items, named):
+    with pytest.warns(UserWarning, match=f"cannot honour these settings of .*{named}"):
+        samplers.from_config(items)
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("DDIMInverseScheduler", "use `ddpm_jax.invert`"),
+        ("DPMSolverSDEScheduler", "Brownian-tree noise is not offered"),
+        ("LCMScheduler", "distilled models"),
+        ("FlowMatchEulerDiscreteScheduler", "not offered"),
+    ],
+)
+def test_a_scheduler_without_a_sampler_is_named(name, why):
+    with pytest.raises(ValueError, match=f"{name}, has no sampler here: .*{why}"):
+        samplers.from_config({"_class_name": name})
+
+
+def test_by_name_suggests():
+    with pytest.raises(ValueError, match="Did you mean `ddim`"):
+        samplers.by_name("dddim")
+
+
+def test_fast_has_a_name():
+    assert samplers.by_name("fast").table(ScheduleConfig()).num_evals == 20
