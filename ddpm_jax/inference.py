@@ -1,7 +1,7 @@
 """What sampling does to a network before its loop: whatever is the same in every step is done once.
 
 Each of these is behind one plain function, and the network itself stays as it is in `models`: they step in by
-`flax.linen.intercept_methods`. The ratios are medians of `benchmarks/tricks.py` on the machine that the README names.
+`flax.linen.intercept_methods`. What Winograd's convolutions gain stands in `models.winograd` and the README.
 """
 
 import jax

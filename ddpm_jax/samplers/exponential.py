@@ -88,8 +88,8 @@ class Integrator(NamedTuple):
         levels), everything else is exact.
         """
         if t.sigma == 0:  # no noise is left: x_0_hat itself, in the words of either prediction
-            nodes, outputs = nodes[:1], outputs[:1]
-            return Integrator(self.predicts).decay(s, t) * x + Integrator(self.predicts).first(s, t) * outputs[0]
+            flow = Integrator(self.predicts)
+            return flow.decay(s, t) * x + flow.first(s, t) * outputs[0]
         if len(nodes) == 1:
             weights = [self.first(s, t)]
         elif len(nodes) == 2:
@@ -250,18 +250,16 @@ class DPMSolver(MultistepSampler):
             outputs = [integrator.output(s, x, x_0), *older]
             origin = x if used == 1 else started
             nodes, taken = levels[i::-1][:used], outputs[:used]
+            if used == 3 and self.solver_type == "midpoint":  # the slope between the ends alone
+                nodes, taken = nodes[::2], taken[::2]
             if used == 1:
                 x_t = integrator.step(x, nodes, taken, s, t, self.solver_type)
-            elif used == 2:  # two levels, the newer within the step
-                r = (s.log_snr - start.log_snr) / (t.log_snr - start.log_snr)
-                weights = integrator.weights(nodes, start, t)
-                if self.solver_type == "midpoint":  # half the slope times the first integral
-                    weights = integrator.first(start, t) * np.asarray([0.5 / r, 1 - 0.5 / r])
-                x_t = integrator.decay(start, t) * origin + sum(w * m for w, m in zip(weights, taken, strict=True))
             else:
-                if self.solver_type == "midpoint":  # the slope between the ends alone
-                    nodes, taken = nodes[::2], taken[::2]
-                weights = integrator.weights(nodes, start, t)
+                if used == 2 and self.solver_type == "midpoint":  # half the slope times the first integral
+                    r = (s.log_snr - start.log_snr) / (t.log_snr - start.log_snr)
+                    weights = integrator.first(start, t) * np.asarray([0.5 / r, 1 - 0.5 / r])
+                else:
+                    weights = integrator.weights(nodes, start, t)
                 x_t = integrator.decay(start, t) * origin + sum(w * m for w, m in zip(weights, taken, strict=True))
             yield Row(s, [x_t + integrator.noise_std(start, t) * noise, origin, *outputs[: order - 1]])
 
