@@ -22,6 +22,8 @@ _VE_CLASSES = ("ScoreSdeVeScheduler", "KarrasVeScheduler")
 _VE_DEFAULTS = {
     "KarrasVeScheduler": {"sigma_min": 0.02, "sigma_max": 100.0, "num_train_timesteps": 1000},
 }
+# KarrasVeScheduler's noise levels are those of data in [-1, 1]; its pipeline halves them for the network.
+_DATA_UNIT = {"KarrasVeScheduler": 0.5}
 # Schedulers of variance-preserving networks, which have betas. What is in neither list is another process altogether.
 _VP_CLASSES = tuple(
     f"{name}Scheduler"
@@ -214,7 +216,10 @@ def scheduler_from_dict(items: dict[str, Any]) -> tuple[ScheduleConfig, SamplerC
         defaults = {"sigma_min": 0.01, "sigma_max": 1348.0, "num_train_timesteps": 2000}
         defaults |= _VE_DEFAULTS.get(class_name, {})
         taken = ("num_train_timesteps", "sigma_min", "sigma_max")
-        schedule = ScheduleConfig(kind="ve", **{name: values.get(name, defaults[name]) for name in taken})
+        steps, *sigmas = (values.get(name, defaults[name]) for name in taken)
+        check(all(map(is_number, sigmas)), f"`sigma_min` and `sigma_max` must be numbers, not {sigmas}.")
+        low, high = (sigma * _DATA_UNIT.get(class_name, 1) for sigma in sigmas)
+        schedule = ScheduleConfig(kind="ve", num_train_timesteps=steps, sigma_min=low, sigma_max=high)
     else:
         taken = schedule_names - {"kind", "sigma_min", "sigma_max"}
         given = {name: value for name, value in values.items() if name in taken}
@@ -236,7 +241,8 @@ def scheduler_to_dict(schedule: ScheduleConfig, sampler: SamplerConfig) -> dict[
     """
     items = {"_class_name": sampler.class_name, "num_train_timesteps": schedule.num_train_timesteps}
     if schedule.kind == "ve":
-        items |= {"sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
+        unit = _DATA_UNIT.get(sampler.class_name, 1)
+        items |= {"sigma_min": schedule.sigma_min / unit, "sigma_max": schedule.sigma_max / unit}
     elif schedule.kind == "vp":
         betas = schedule.trained_betas
         items |= {

@@ -58,9 +58,10 @@ class ImageSet:
         self.folder, self.num_images, self.format = folder, num_images, format
         # as JSON would read it back
         self.settings = json.loads(json.dumps(settings | {"format": format}))
+        self._replaces, self._archived = force, 0
         path = folder / RECORD
         if force:
-            self._remove()
+            return
         if path.exists():
             self._check(read_json(path))
         elif any(self._files()):
@@ -69,35 +70,39 @@ class ImageSet:
             )
 
     def begin(self) -> None:
-        """Write samples.json. Until then nothing has been written."""
+        """Make the folder ready, in one process, before any process writes. Nothing has changed until now."""
+        if self._replaces:
+            self._remove()
+        if self._archived:  # to be extended: back to a part
+            self._write_part(0, np.load(self.folder / ARCHIVE)["arr_0"])
+        self._replaces, self._archived = False, 0
         self._write_record(complete=False)
 
     def missing(self) -> np.ndarray:
         """Return the numbers of the images that are not there yet."""
         there = np.zeros(self.num_images, bool)
-        if self.format == "png":
+        if self._replaces:
+            pass
+        elif self.format == "png":
             for path in self._files():
                 if path.suffix == ".png" and int(path.stem) < self.num_images:
                     there[int(path.stem)] = True
         else:
+            there[: self._archived] = True
             for start, stop, _ in self._parts():
                 there[start:stop] = True
         return np.flatnonzero(~there)
 
     def write(self, indices: Sequence[int] | np.ndarray, images: np.ndarray) -> None:
         """Add images [n, h, w, c] in [0, 1], and the number of each."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if self.format == "png":
+            self.folder.mkdir(parents=True, exist_ok=True)
             for index, image in zip(indices, to_pil(images), strict=True):
                 write_png(image, self.folder / f"{index:05d}.png", self.settings | {"index": int(index)})
             return
-        (self.folder / PARTS).mkdir(exist_ok=True)
         indices, images = np.asarray(indices), to_uint8(images)
         for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
-            start, stop = indices[run[0]], indices[run[-1]] + 1
-            path = self.folder / PARTS / f"{start:08d}-{stop:08d}.npy"
-            with whole_file(path) as partial, open(partial, "wb") as file:
-                np.save(file, images[run])
+            self._write_part(int(indices[run[0]]), images[run])
 
     def read(self, count: int) -> np.ndarray:
         """Return the first images of the set, [count, h, w, c] in [0, 1]."""
@@ -128,6 +133,12 @@ class ImageSet:
         self._write_record(complete=True)
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
 
+    def _write_part(self, start: int, images: np.ndarray) -> None:
+        path = self.folder / PARTS / f"{start:08d}-{start + len(images):08d}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as partial, open(partial, "wb") as file:
+            np.save(file, images)
+
     def _write_record(self, *, complete: bool) -> None:
         write_json(self.folder / RECORD, self.settings | {"num_images": self.num_images, "complete": complete})
 
@@ -150,9 +161,8 @@ class ImageSet:
             raise FileExistsError(
                 f"{self.folder} holds these {count} images already; choose another --out, or --force to make them anew."
             )
-        if there.get("complete") and self.format == "npz":  # to be extended: back to a part
-            images = np.load(self.folder / ARCHIVE)["arr_0"]
-            self.write(range(len(images)), images / np.float32(255))
+        if there.get("complete") and self.format == "npz":
+            self._archived = count
 
     def _files(self):
         """Yield the numbered PNGs, parts and the archive."""

@@ -221,8 +221,7 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
         >>> draw(params.weights, jax.random.key(0), jnp.arange(3)).shape
         (3, 16, 16, 1)
     """
-    table = _table(_resolve(sampler, config), config.schedule)
-    _check_channels(config.unet, table)
+    table = _table(sampler, config)
     static = _Static(config.unet, config.schedule.kind == "ve", table.switches, None, None, fast_convolutions=False)
     rows, init_scale = table.rows(), np.float32(table.init_scale)
 
@@ -344,8 +343,7 @@ def _prepare(
     first_index = _integer("first_index", first_index)
     if not 0 <= first_index <= 2**31 - 1 - batch_size:
         raise ValueError(f"`first_index` must be from 0 to 2^31 - 1 - batch_size, not {first_index}.")
-    table = _table(_resolve(sampler, params.config), params.config.schedule)
-    _check_channels(unet, table)
+    table = _table(sampler, params.config)
     labels = check_labels(unet, class_labels, batch_size)
     shape = (batch_size, *unet.image_size, unet.in_channels)
     if x_T is not None and jnp.shape(x_T) != shape:
@@ -376,13 +374,18 @@ def _prepare(
     return _Job(static, table, weights, key, indices, labels, x_T, init_scale)
 
 
-def _check_channels(unet: UNetConfig, table: Table) -> None:
+def _table(sampler: Sampler | str | None, config: Config) -> Table:
+    """Return the sampler's table for a checkpoint's network, or say why they do not go together."""
+    unet, table = config.unet, _cached_table(_resolve(sampler, config), config.schedule)
+    if unet.time_embedding_type == "learned":  # one row for each whole timestep
+        table = dataclasses.replace(table, t=np.round(table.t))
     allowed = tuple(unet.in_channels * factor for factor in ((1, 2) if table.variance == "fixed" else (2,)))
     if unet.out_channels not in allowed:
         raise ValueError(
             f"The network puts out {unet.out_channels} channels for {unet.in_channels} of the image; variance "
             f"{table.variance!r} needs {' or '.join(map(str, allowed))} (twice as many with a learned variance)."
         )
+    return table
 
 
 def _typed_key(key: RandomKey) -> jax.Array:
@@ -402,7 +405,7 @@ def _padded(array: Array, padding: int) -> Array:
 
 
 @functools.lru_cache(maxsize=128)
-def _table(sampler: Sampler, schedule: ScheduleConfig) -> Table:
+def _cached_table(sampler: Sampler, schedule: ScheduleConfig) -> Table:
     return sampler.table(schedule)
 
 

@@ -118,6 +118,14 @@ def test_defaults_are_those_of_the_class():
     assert (given.beta_start, given.beta_end) == (0.00085, 0.02)
 
 
+def test_noise_levels_of_karras_ve_are_those_of_data_in_minus_one_to_one():
+    """The network of a "ve" schedule sees data in [0, 1]: half as large, and half the noise."""
+    items = {"_class_name": "KarrasVeScheduler", "sigma_min": 0.02, "sigma_max": 100.0}
+    schedule, sampler = scheduler_from_dict(items)
+    assert (schedule.sigma_min, schedule.sigma_max) == (0.01, 50.0)
+    assert scheduler_to_dict(schedule, sampler).items() >= items.items()
+
+
 @pytest.mark.parametrize("name", ["ScoreSdeVeScheduler", "VeSdeScheduler"])
 def test_variance_exploding_schedules(name):
     items = {"_class_name": name, "sigma_min": 0.01, "sigma_max": 380.0, "snr": 0.075, "correct_steps": 1}

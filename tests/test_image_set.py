@@ -121,6 +121,29 @@ def test_an_archive_is_extended(model, capsys):
     np.testing.assert_array_equal(seven[:4], four)
 
 
+def test_nothing_changes_before_a_set_begins(tmp_path):
+    """An archive to be extended, or a set to be replaced, stays as it is until `begin`."""
+    settings, pixels = {"seed": 0}, np.linspace(0, 1, 2 * 16, dtype=np.float32).reshape(2, 4, 4, 1)
+    images = ImageSet(tmp_path, settings, 2, format="npz")
+    images.begin()
+    images.write([0, 1], pixels)
+    images.finish()
+    before = bytes_of(tmp_path)
+
+    longer = ImageSet(tmp_path, settings, 3, format="npz")
+    anew = ImageSet(tmp_path, {"seed": 1}, 3, format="npz", force=True)
+    assert longer.missing().tolist() == [2] and anew.missing().tolist() == [0, 1, 2]
+    assert bytes_of(tmp_path) == before and not (tmp_path / "parts").exists()
+
+    longer.begin()
+    assert longer.missing().tolist() == [2]
+    longer.write([2], pixels[:1])
+    longer.finish()
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npz")["arr_0"], ddpm_jax.to_uint8(pixels[[0, 1, 0]]))
+    anew.begin()
+    assert anew.missing().tolist() == [0, 1, 2] and not (tmp_path / "images.npz").exists()
+
+
 def test_other_settings_are_refused_by_name(model, capsys):
     sample(model, "--batch-size", 2, "--out", "set")
     assert fails(capsys, "other settings: seed 5 there, 6 here", model, "--batch-size", 2, "--seed", 6, "--out", "set")

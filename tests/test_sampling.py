@@ -203,6 +203,16 @@ def test_learned_variance_is_sampled_from_the_checkpoints_config():
     assert np.all(np.isfinite(with_variance)) and np.abs(with_variance - without).max() > 1e-3
 
 
+def test_a_learned_time_embedding_is_told_whole_timesteps():
+    """Its table has a row for each; the nearest is taken, not the next below."""
+    params = make_params(time_embedding_type="learned", num_train_timesteps=1000)
+    sampler = samplers.DPMSolverPP(num_steps=4, timestep_spacing="logsnr")
+    exact = sampler.table(params.config.schedule).t
+    told = ddpm_jax.sample_path(params, jax.random.key(0), 1, num_frames=4, sampler=sampler).t
+    assert not np.array_equal(exact, np.trunc(exact))
+    np.testing.assert_array_equal(told, np.round(exact))
+
+
 def test_bfloat16(tiny):
     rough = ddpm_jax.Params(tiny.weights, Config(dataclasses.replace(tiny.config.unet, dtype="bfloat16"), SHORT))
     images, exact = (ddpm_jax.sample(params, KEY, 2, sampler=DDIM3) for params in (rough, tiny))

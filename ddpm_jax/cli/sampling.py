@@ -140,14 +140,16 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
         for number, block in enumerate(np.unique(np.flatnonzero(lacking) // size)):
             wanted = int(lacking[block * size : (block + 1) * size].sum())
             progress = _Progress(bar, wanted) if lead else _Silent()
-            for start, rows in batches.draw(int(block) * size, progress, frames if gif and block == 0 else None):
-                if lead and number == 0:  # no sooner: what is wrong with the arguments has been said by now
+            parts = batches.draw(int(block) * size, progress, frames if gif and block == 0 else None)
+            if number == 0:  # no sooner: what is wrong with the arguments has been said by now
+                if lead:
                     images.begin()
+                _wait_for_all("the set has begun")
+            for start, rows in parts:
                 numbers = np.arange(start, min(start + len(rows), images.num_images))
                 numbers = numbers[lacking[numbers]]
                 images.write(numbers, rows[numbers - start])
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("all images are written")
+    _wait_for_all("all images are written")
     if not lead:
         return
     if frames:
@@ -159,6 +161,14 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
     write_png(picture, images.folder / "grid.png", images.settings)
     images.finish()
     print(f"{images.num_images} images in {images.folder}: {batches.report(count)}")
+
+
+def _wait_for_all(moment: str) -> None:
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(moment)
 
 
 class _Batches:
