@@ -11,7 +11,7 @@ channels_last, both in inference mode. Weights are random; the time of a network
 Jobs:
     forward-NET-bB    one forward, the median of some after warming up (plain convolutions on our side)
     SAMPLER-NET-bB    a step of ddpm, ddim, dpmsolver++ or unipc, over 10 steps after warming up; and peak memory.
-                      "ours_plain" is ours without Winograd's convolutions
+                      "ours_plain", for ddim, is ours without Winograd's convolutions
     program-NET-bB    20 steps of dpmsolver++ from the start of the process to PNG files, imports, loading and
                       compiling included; "ours_warm" finds its programs in a compile cache
     compile-NET-bB    tracing and compiling the first time that we sample (ours alone)
@@ -42,7 +42,8 @@ PEERS = {
     "forward": ("ours", "eager", "channels_last"),
     "program": ("ours", "ours_warm", "eager", "channels_last"),
     "compile": ("ours",),
-} | {sampler: ("ours", "ours_plain", "eager", "channels_last") for sampler in SAMPLERS}
+} | {sampler: ("ours", "eager", "channels_last") for sampler in SAMPLERS}
+PEERS["ddim"] = ("ours", "ours_plain", "eager", "channels_last")
 GOOGLE = {
     "attention_head_dim": None,
     "downsample_padding": 0,
@@ -165,14 +166,15 @@ def ours(kind: str, model: Path, batch: int, repeats: int, folder: Path, peer: s
     import numpy as np
 
     import ddpm_jax
-    from ddpm_jax import inference, samplers
+    from ddpm_jax import samplers
+    from ddpm_jax.models import winograd
 
     if peer == "ours_warm":
         from ddpm_jax.cli.sampling import keep_compiled
 
         keep_compiled(folder / "cache")
     if peer == "ours_plain":
-        inference.prepare_weights = lambda config, weights, batch_size, **switches: weights
+        winograd.transform_weights = lambda config, weights, batch_size: weights
     params = ddpm_jax.load(model)
     size, key = params.config.unet.sample_size, jax.random.key(0)
     if kind == "forward":

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.files import check_new_folder, new_folder, write_json
-from ddpm_jax.params import Params, has_classes
+from ddpm_jax.params import Params
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.sampling import as_function
 
@@ -83,7 +83,7 @@ def write_artefact(
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in names.items()}
     one_an_image = jax.ShapeDtypeStruct((batch,), jnp.int32)
     arguments = [shapes, jax.ShapeDtypeStruct((2,), jnp.uint32), one_an_image]
-    classes = has_classes(params.config.unet)
+    classes = params.config.unet.has_classes
     if classes:
         arguments.append(one_an_image)
     exported = export.export(jax.jit(program), platforms=list(platforms))(*arguments)

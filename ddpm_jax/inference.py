@@ -17,18 +17,11 @@ from ddpm_jax.unet_config import UNetConfig
 TIME_LAYERS = ("time_proj", "time_embedding", "class_embedding")
 
 
-def prepare_weights(config: UNetConfig, weights: PyTree, batch_size: int, *, fast_convolutions: bool) -> PyTree:
-    """Return the weights as `run` takes them: cast to the compute dtype, kernels transformed.
-
-    Args:
-        config: the network.
-        weights: its "params" tree.
-        batch_size: of one device.
-        fast_convolutions: Winograd's, in float32 on CPU; see `models.winograd`.
-    """
-    if config.dtype != "float32":
-        weights = jax.tree_util.tree_map_with_path(lambda path, leaf: _cast(config, path, leaf), weights)
-    return winograd.transform_weights(config, weights, batch_size) if fast_convolutions else weights
+def cast_weights(config: UNetConfig, weights: PyTree) -> PyTree:
+    """Return the weights in the dtype that the network computes in."""
+    if config.dtype == "float32":
+        return weights
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _cast(config, path, leaf), weights)
 
 
 def _cast(config: UNetConfig, path: tuple, leaf: jax.Array) -> jax.Array:
@@ -68,7 +61,10 @@ def run(
     labels: jax.Array | None = None,
     projections: dict[str, jax.Array] | None = None,
 ) -> jax.Array:
-    """Run a network on prepared weights; `projections` is one time's part of `project_times`, or None."""
+    """Run a network on cast weights, its convolutions transformed or not.
+
+    `projections` is one time's part of `project_times`, or None.
+    """
 
     def use_projections(next_function, args, kwargs, context):
         path = "/".join(context.module.path)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ddpm_jax import compilation
 from ddpm_jax.config import Config
+from ddpm_jax.models.layout import layout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.schedule import alphas_cumprod, per_image, prediction_coefficients
 from ddpm_jax.types import Images, Labels, Outputs, PyTree, RandomKey, Timesteps
@@ -47,29 +48,6 @@ class Prediction(flax.struct.PyTreeNode):
     eps_hat: jax.Array
 
 
-@functools.lru_cache(maxsize=64)
-def abstract_weights(config: UNetConfig) -> PyTree:
-    """Return the shapes and dtypes of a network's parameters, without making any.
-
-    Example:
-        >>> abstract_weights(ddpm_jax.load().config.unet)["conv_in"]["kernel"].shape
-        (3, 3, 1, 32)
-    """
-    size, labels = config.smallest_size, None
-    if config.class_embed_type == "identity":
-        labels = jax.ShapeDtypeStruct((1, config.time_embed_dim), jnp.float32)
-    elif has_classes(config):
-        labels = jax.ShapeDtypeStruct((1,), jnp.int32)
-    x = jax.ShapeDtypeStruct((1, size, size, config.in_channels), jnp.float32)
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(UNet(config).init, jax.random.key(0), x, t, labels)["params"]
-
-
-def has_classes(config: UNetConfig) -> bool:
-    """Tell whether the network wants class labels."""
-    return config.class_embed_type is not None or config.num_class_embeds is not None
-
-
 def init(key: RandomKey, config: Config, *, scheme: Literal["paper", "torch"] = "paper") -> Params:
     """Make the weights of an untrained network.
 
@@ -100,7 +78,7 @@ def init(key: RandomKey, config: Config, *, scheme: Literal["paper", "torch"] = 
 @functools.partial(jax.jit, static_argnums=0)
 def _draw_weights(static: tuple[UNetConfig, str], key: jax.Array) -> PyTree:
     config, scheme = static
-    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_weights(config))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(layout(config).weights)
     names = [tuple(entry.key for entry in path) for path, _ in leaves]
     shapes = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
     # one draw for all that is uniform: a draw for each of the 450 tensors of a large network compiles for a minute
@@ -276,7 +254,7 @@ def check_params(params: Any) -> None:
 
 def check_labels(config: UNetConfig, labels: Labels, batch_size: int) -> jax.Array | None:
     """Return class labels as an array with one entry an image, or None; refuse those that do not fit the network."""
-    if not has_classes(config):
+    if not config.has_classes:
         if labels is not None:
             raise ValueError("`class_labels` were given, but this network has no classes.")
         return None

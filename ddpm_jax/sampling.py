@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax import compilation, inference, samplers, sharding
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
+from ddpm_jax.models import winograd
 from ddpm_jax.params import Params, check_labels, check_params
 from ddpm_jax.samplers import DDIMInverse
 from ddpm_jax.samplers.base import (
@@ -29,7 +30,7 @@ from ddpm_jax.samplers.base import (
     initial_state,
     scan_rows,
 )
-from ddpm_jax.types import Array, Frames, Images, Labels, RandomKey
+from ddpm_jax.types import Array, Frames, Images, Labels, PyTree, RandomKey
 
 
 class Path(NamedTuple):
@@ -222,7 +223,7 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
         (3, 16, 16, 1)
     """
     table = _table(sampler, config)
-    static = _Static(config.unet, config.schedule.kind == "ve", table.switches, None, None, fast_convolutions=False)
+    static = _Static(config.unet, config.schedule.kind == "ve", table.switches, None, None)
     rows, init_scale = table.rows(), np.float32(table.init_scale)
 
     def draw(weights, key, indices, class_labels=None) -> jax.Array:
@@ -235,7 +236,7 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
 def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
     rows, ends = job.table.rows(), job.table.ends_step
     state = compilation.call(_start, job.static, job.key, job.indices, job.x_T, job.init_scale)
-    weights = compilation.call(_prepare_weights, job.static, job.weights)
+    weights = compilation.call(inference.cast_weights, job.static.unet, job.weights)
     for start in range(0, job.table.num_evals, chunk):
         part = jax.tree.map(operator.itemgetter(slice(start, start + chunk)), rows)
         slots = np.ones(len(part.index), np.int32)
@@ -259,7 +260,6 @@ class _Static(NamedTuple):
     switches: Switches
     mesh: Mesh | None
     batch_size: int | None  # without the padding that splits it evenly over the mesh; None if it is symbolic
-    fast_convolutions: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +297,7 @@ def _inverted(static: _Static, *arguments) -> jax.Array:
 
 def _run(static: tuple[_Static, int], weights, key, indices, labels, x_T, init_scale, rows, slots):
     state = _start(static[0], key, indices, x_T, init_scale)
-    weights = _prepare_weights(static[0], weights)
+    weights = inference.cast_weights(static[0].unet, weights)
     state, frames = _advance(static, weights, state, key, indices, labels, rows, slots)
     return state[0], frames
 
@@ -307,12 +307,6 @@ def _start(static: _Static, key, indices, x_T, init_scale) -> jax.Array:
         shape = (*static.unet.image_size, static.unet.in_channels)
         x_T = draw_noise(image_keys(key, indices), 0, shape, jnp.float32)
     return sharding.constrain(initial_state(static.switches, init_scale, x_T), static.mesh)
-
-
-def _prepare_weights(static: _Static, weights) -> Any:
-    devices = 1 if static.mesh is None else static.mesh.size
-    each = -(-static.batch_size // devices) if static.batch_size else 0
-    return inference.prepare_weights(static.unet, weights, each, fast_convolutions=static.fast_convolutions)
 
 
 def _advance(static: tuple[_Static, int], weights, state, key, indices, labels, rows, slots):
@@ -363,13 +357,12 @@ def _prepare(
         mesh = sharding.auto(mesh)
         padding = -batch_size % mesh.shape[mesh.axis_names[0]]
         indices, x_T, labels = (None if array is None else _padded(array, padding) for array in (indices, x_T, labels))
-        if not traced:
+        if not traced:  # somebody else's program may be for another device, or differentiated
+            weights = _with_fast_convolutions(unet, weights, (batch_size + padding) // mesh.size)
             weights, key = sharding.place((weights, key), mesh, split=False)
             indices, x_T, labels = sharding.place((indices, x_T, labels), mesh, split=True)
     unit_range = params.config.schedule.kind == "ve"
-    # plain convolutions in somebody else's program, which may be for another device or differentiated
-    fast_convolutions = jax.default_backend() == "cpu" and not traced
-    static = _Static(unet, unit_range, table.switches, mesh, batch_size, fast_convolutions)
+    static = _Static(unet, unit_range, table.switches, mesh, batch_size)
     init_scale = np.float32(table.init_scale)
     return _Job(static, table, weights, key, indices, labels, x_T, init_scale)
 
@@ -386,6 +379,18 @@ def _table(sampler: Sampler | str | None, config: Config) -> Table:
             f"{table.variance!r} needs {' or '.join(map(str, allowed))} (twice as many with a learned variance)."
         )
     return table
+
+
+def _with_fast_convolutions(unet: UNetConfig, weights: PyTree, batch_size: int) -> PyTree:
+    """Return weights with Winograd's kernels where they gain: in float32 on CPU, and where this process holds them."""
+    here = all(
+        leaf.is_fully_addressable or leaf.is_fully_replicated
+        for leaf in jax.tree.leaves(weights)
+        if isinstance(leaf, jax.Array)
+    )
+    if jax.default_backend() != "cpu" or unet.dtype != "float32" or not here:
+        return weights
+    return winograd.transform_weights(unet, weights, batch_size)
 
 
 def _typed_key(key: RandomKey) -> jax.Array:

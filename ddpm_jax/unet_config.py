@@ -120,6 +120,11 @@ class UNetConfig:
         """The side of the smallest image the levels allow; every side must be its multiple."""
         return 2 ** (len(self.block_out_channels) - 1)
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the network wants class labels."""
+        return self.class_embed_type is not None or self.num_class_embeds is not None
+
     def groups(self, channels: int) -> int:
         """Groups of the norms outside skip blocks; `norm_num_groups=None` means min(channels / 4, 32)."""
         return self.norm_num_groups or min(channels // 4, 32)

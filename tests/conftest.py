@@ -15,7 +15,7 @@ import pytest
 import ddpm_jax
 from ddpm_jax.checkpoint.state_dict import from_state_dict, named_leaves, torch_name
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
-from ddpm_jax.params import abstract_weights
+from ddpm_jax.models.layout import layout
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
@@ -76,7 +76,7 @@ def doctest_names(doctest_namespace):
 def torch_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
     """The names and shapes of a network's state dict, in PyTorch's axes."""
     shapes = {}
-    for path, leaf in named_leaves(abstract_weights(config)).items():
+    for path, leaf in named_leaves(layout(config).weights).items():
         shape = leaf.shape
         if path[-1] == "kernel":
             shape = shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])

@@ -34,10 +34,10 @@ def test_winograd_is_a_convolution(shape, features):
     kernel = generator.standard_normal((3, 3, shape[-1], features)) / np.sqrt(9 * shape[-1])
     with jax.enable_x64(True):
         exact = np.asarray(plain_convolution(jnp.asarray(x), jnp.asarray(kernel)))
-        ours = winograd.convolve(jnp.asarray(x), winograd.transform_kernel(jnp.asarray(kernel)))
+        ours = winograd.convolve(jnp.asarray(x), winograd.transform_kernel(kernel))
         np.testing.assert_allclose(ours, exact, atol=1e-12)
     x, kernel = x.astype(np.float32), kernel.astype(np.float32)
-    ours = np.asarray(winograd.convolve(jnp.asarray(x), winograd.transform_kernel(jnp.asarray(kernel))))
+    ours = np.asarray(winograd.convolve(jnp.asarray(x), winograd.transform_kernel(kernel)))
     plain = np.asarray(plain_convolution(x, kernel))
     assert np.abs(ours - exact).max() < 8 * np.abs(plain - exact).max() + 1e-7
 
@@ -54,17 +54,16 @@ def transformed(weights):
 
 
 def test_which_convolutions_are_transformed():
-    """Stride 1, kernel 3, enough channels and pixels, rows by fours; none in low precision."""
+    """Stride 1, kernel 3, enough channels and pixels, rows by fours."""
     config = UNetConfig(**(PLAIN | {"block_out_channels": (32, 64), "sample_size": 16}))
     params = random_params(config)
-    prepare = lambda config, batch: inference.prepare_weights(config, params.weights, batch, fast_convolutions=True)
+    prepare = lambda config, batch: winograd.transform_weights(config, params.weights, batch)
     names = transformed(prepare(config, 1))
     assert "down_blocks_0/resnets_0/conv1" in names and "up_blocks_1/resnets_0/conv2" in names
     assert not any("downsamplers" in name or "shortcut" in name or name in ("conv_in", "conv_out") for name in names)
     assert "mid_block/resnets_0/conv1" not in names  # 8 x 8 pixels of one image
     assert "mid_block/resnets_0/conv1" in transformed(prepare(config, 4))
     assert transformed(prepare(dataclasses.replace(config, sample_size=18), 4)) == []
-    assert transformed(prepare(dataclasses.replace(config, dtype="bfloat16"), 4)) == []
     assert "kernel" in params.weights["down_blocks_0"]["resnets_0"]["conv1"]  # the caller's are left alone
 
 
@@ -88,7 +87,7 @@ def test_prepared_networks_are_the_same_networks(name):
     params = random_params(config)
     x = np.random.default_rng(0).standard_normal((2, 16, 16, config.in_channels)).astype(np.float32)
     t, labels = jnp.array([3.0, 700.0]), jnp.array([0, 2]) if name == "classes" else None
-    weights = inference.prepare_weights(config, params.weights, 2, fast_convolutions=True)
+    weights = winograd.transform_weights(config, params.weights, 2)
     projections = inference.project_times(config, params.weights, t) if labels is None else None
     for i in range(2):
         row = None if projections is None else {path: array[i] for path, array in projections.items()}
@@ -116,7 +115,7 @@ def test_projections_are_used():
 def test_low_precision_weights_are_cast_once():
     config = UNetConfig(**(NETS["plain"] | {"dtype": "bfloat16"}))
     params = random_params(config)
-    weights = inference.prepare_weights(config, params.weights, 2, fast_convolutions=True)
+    weights = inference.cast_weights(config, params.weights)
     assert weights["conv_in"]["kernel"].dtype == jnp.bfloat16
     assert weights["conv_norm_out"]["scale"].dtype == jnp.float32
     assert weights["time_embedding"]["linear_1"]["kernel"].dtype == jnp.float32
@@ -130,8 +129,7 @@ def test_a_thousand_steps_with_trained_weights(monkeypatch):
     """Winograd's roundings do not grow: the same digits to half a grey level."""
     params, sampler = ddpm_jax.load(), samplers.DDPM()
     fast = ddpm_jax.sample(params, KEY, 4, sampler=sampler)
-    names = transformed(inference.prepare_weights(params.config.unet, params.weights, 4, fast_convolutions=True))
-    assert len(names) > 10
+    assert len(transformed(winograd.transform_weights(params.config.unet, params.weights, 4))) > 10
     monkeypatch.setattr(jax, "default_backend", lambda: "elsewhere")
     plain = ddpm_jax.sample(params, KEY, 4, sampler=sampler)
     monkeypatch.undo()

@@ -12,7 +12,7 @@ import ddpm_jax
 from ddpm_jax import schedule
 from ddpm_jax.checkpoint.state_dict import named_leaves, torch_name
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
-from ddpm_jax.params import abstract_weights
+from ddpm_jax.models.layout import layout
 
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype(np.float32)
 
@@ -64,13 +64,13 @@ NCSNPP_256 = UNetConfig(
     ],
 )
 def test_published_sizes(config, count, tensors):
-    leaves = jax.tree.leaves(abstract_weights(config))
+    leaves = jax.tree.leaves(layout(config).weights)
     assert sum(leaf.size for leaf in leaves) == count
     assert tensors in (None, len(leaves))
 
 
 def test_leaves_are_exactly_the_weights(tiny):
-    assert len(jax.tree.leaves(tiny)) == len(jax.tree.leaves(abstract_weights(tiny.config.unet)))
+    assert len(jax.tree.leaves(tiny)) == len(jax.tree.leaves(layout(tiny.config.unet).weights))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(tiny))
 
 

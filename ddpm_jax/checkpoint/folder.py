@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.checkpoint.state_dict import named_leaves, raise_if_misfits
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.files import read_json, stored, write_json
-from ddpm_jax.params import Params, abstract_weights
+from ddpm_jax.models.layout import layout
+from ddpm_jax.params import Params
 from ddpm_jax.validation import check, freeze, nearest
 
 MARKER = "ddpm_jax.json"
@@ -77,7 +77,7 @@ def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
     path = (folder / WEIGHTS).absolute()
     if not path.is_dir():
         raise FileNotFoundError(f"{folder} has {MARKER} but no `{WEIGHTS}` folder beside it.")
-    shapes = abstract_weights(config.unet)
+    shapes = layout(config.unet).weights
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             found = checkpointer.metadata(path).item_metadata.tree
@@ -94,7 +94,7 @@ def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
             weights = checkpointer.restore(path, target)
         except Exception as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-    return Params(weights=jax.tree.map(jnp.asarray, weights), config=config)
+    return Params(weights=jax.device_put(weights), config=config)
 
 
 def read_config(folder: Path, *, dtype: str = "float32") -> Config:

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from ddpm_jax.config import Config
-from ddpm_jax.params import Params, abstract_weights
+from ddpm_jax.models.layout import layout
+from ddpm_jax.params import Params
 from ddpm_jax.types import PyTree
 
 _LISTS = "down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out"
@@ -97,7 +98,7 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], config: Config) -> Par
     """
     refuse_other_families(state_dict)
     state_dict = _upgraded(state_dict)
-    shapes = named_leaves(abstract_weights(config.unet))
+    shapes = named_leaves(layout(config.unet).weights)
     expected = {torch_name(path): path for path in shapes}
     wanted = {name: _to_torch(path, _hollow(shapes[path])).shape for name, path in expected.items()}
     raise_if_misfits({name: value.shape for name, value in state_dict.items()}, wanted)
@@ -107,7 +108,7 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], config: Config) -> Par
         for module in path[:-1]:
             node = node.setdefault(module, {})
         value = _from_torch(path, np.asarray(state_dict.pop(name)))  # so that the file's copy shrinks as ours grows
-        node[path[-1]] = jax.numpy.asarray(np.ascontiguousarray(value, np.float32))
+        node[path[-1]] = jax.device_put(np.ascontiguousarray(value, np.float32))
     return Params(weights=weights, config=config)
 
 

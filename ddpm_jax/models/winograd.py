@@ -13,15 +13,17 @@ sixteen, 0.8 at 256 x 256. F(4x4, 3x3) as 36 matrix products took 0.5 to 1.2, fo
 twice, and had five times the rounding error.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.layout import Convolution, layout
+from ddpm_jax.types import Array, PyTree
 from ddpm_jax.unet_config import UNetConfig
 
 B_T = np.array(
@@ -50,16 +52,18 @@ LEAST_CHANNELS = 32
 LEAST_PIXELS = 256  # of the whole batch: below, reading the larger kernels takes longer than what they save
 
 
-def transform_kernel(kernel: jax.Array) -> tuple[jax.Array, ...]:
+def transform_kernel(kernel: Array) -> tuple[jax.Array, ...]:
     """Return G g for each column of a kernel [3, 3, in, out]: six kernels [1, 3, in, out].
 
-    Six arrays and not one: a part of an array would be copied in every step.
+    Six arrays and not one: a part of an array would be copied in every step. On the host: XLA would compile for longer
+    than it takes.
 
     Example:
-        >>> [part.shape for part in transform_kernel(jnp.ones((3, 3, 2, 4)))][0]
+        >>> [part.shape for part in transform_kernel(np.ones((3, 3, 2, 4)))][0]
         (1, 3, 2, 4)
     """
-    return tuple(_combined(G, [kernel[row : row + 1] for row in range(3)]))
+    kernel = np.asarray(kernel)
+    return tuple(map(jax.device_put, _combined(G, [kernel[row : row + 1] for row in range(3)])))
 
 
 def convolve(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
@@ -81,57 +85,39 @@ def convolve(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack(_combined(A_T, products), axis=2).reshape(batch, height, width, -1)
 
 
-def _combined(matrix: np.ndarray, images: list[jax.Array]) -> list[jax.Array]:
+def _combined(matrix: np.ndarray, images: list[Array]) -> list[Array]:
     return [sum(float(c) * image for c, image in zip(row, images, strict=True) if c) for row in matrix]
 
 
-def transform_weights(config: UNetConfig, weights: Any, batch_size: int) -> Any:
+def transform_weights(config: UNetConfig, weights: PyTree, batch_size: int) -> PyTree:
     """Return the weights of a network with the kernels transformed of those convolutions that gain by it.
 
-    `run` runs the network on what this returns; nothing else can.
+    Nothing but a network under `intercept` can run on them. `batch_size` is that of one device.
     """
-    paths = []
-
-    def note(next_function, args, kwargs, context):
-        if _is_convolution(context) and _gains(context.module, args[0]):
-            paths.append(context.module.path)
-        return next_function(*args, **kwargs)
-
-    size = config.image_size
-    x = jax.ShapeDtypeStruct((batch_size, *size, config.in_channels), jnp.float32)
-    t = jax.ShapeDtypeStruct((batch_size,), jnp.float32)
-    with nn.intercept_methods(note):
-        jax.eval_shape(lambda weights, x, t: UNet(config).apply({"params": weights}, x, t, None), weights, x, t)
     weights = jax.tree.map(lambda leaf: leaf, weights)  # a copy of the dictionaries
-    for path in paths:
-        layer = weights
-        for name in path:
-            layer = layer[name]
-        layer[NAME] = transform_kernel(layer.pop("kernel"))
+    for convolution in layout(config).convolutions:
+        if _gains(convolution, batch_size):
+            layer = functools.reduce(operator.getitem, convolution.path, weights)
+            layer[NAME] = transform_kernel(layer.pop("kernel"))
     return weights
+
+
+def _gains(convolution: Convolution, batch_size: int) -> bool:
+    height, width, channels = convolution.in_shape
+    return (
+        convolution.kernel_size == (3, 3)
+        and convolution.strides in (1, (1, 1))
+        and tuple(convolution.padding) == ((1, 1), (1, 1))
+        and height % 4 == 0
+        and min(channels, convolution.features) >= LEAST_CHANNELS
+        and batch_size * height * width >= LEAST_PIXELS
+    )
 
 
 def intercept(next_function, args, kwargs, context):
     """Convolve by transformed kernels where there are some; for `flax.linen.intercept_methods`."""
     module = context.module
-    if _is_convolution(context) and module.has_variable("params", NAME):
+    if isinstance(module, nn.Conv) and context.method_name == "__call__" and module.has_variable("params", NAME):
         kernels = module.get_variable("params", NAME)
         return convolve(args[0], kernels) + module.get_variable("params", "bias")[None, None, None]
     return next_function(*args, **kwargs)
-
-
-def _is_convolution(context: Any) -> bool:
-    return isinstance(context.module, nn.Conv) and context.method_name == "__call__"
-
-
-def _gains(conv: nn.Conv, x: jax.Array) -> bool:
-    batch, height, width, channels = x.shape
-    return (
-        conv.kernel_size == (3, 3)
-        and conv.strides in (1, (1, 1))
-        and tuple(conv.padding) == ((1, 1), (1, 1))
-        and jnp.dtype(conv.dtype or jnp.float32) == jnp.float32
-        and height % 4 == 0
-        and min(channels, conv.features) >= LEAST_CHANNELS
-        and batch * height * width >= LEAST_PIXELS
-    )

@@ -1,0 +1,59 @@
+"""What a network is made of, known without making its weights."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.types import PyTree
+from ddpm_jax.unet_config import UNetConfig
+
+
+class Convolution(NamedTuple):
+    """One convolution of a network, and the size of the image that it is given."""
+
+    path: tuple[str, ...]
+    kernel_size: tuple[int, int]
+    strides: Any
+    padding: Any
+    in_shape: tuple[int, int, int]
+    features: int
+
+
+class Layout(NamedTuple):
+    """What a network is made of: the shapes of its weights, and its convolutions."""
+
+    weights: PyTree
+    convolutions: tuple[Convolution, ...]
+
+
+@functools.lru_cache(maxsize=64)
+def layout(config: UNetConfig) -> Layout:
+    """Trace a network once, on one image, without making any weights.
+
+    Example:
+        >>> layout(ddpm_jax.load().config.unet).convolutions[0].in_shape
+        (16, 16, 1)
+    """
+    size, labels = config.image_size or (config.smallest_size,) * 2, None
+    if config.class_embed_type == "identity":
+        labels = jax.ShapeDtypeStruct((1, config.time_embed_dim), jnp.float32)
+    elif config.has_classes:
+        labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+    x = jax.ShapeDtypeStruct((1, *size, config.in_channels), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    convolutions = []
+
+    def note(next_function, args, kwargs, context):
+        conv = context.module
+        if isinstance(conv, nn.Conv) and context.method_name == "__call__":
+            shapes = (args[0].shape[1:], conv.features)
+            convolutions.append(Convolution(conv.path, conv.kernel_size, conv.strides, conv.padding, *shapes))
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        weights = jax.eval_shape(UNet(config).init, jax.random.key(0), x, t, labels)["params"]
+    return Layout(weights, tuple(convolutions))
