@@ -4,9 +4,10 @@ params = ddpm_jax.load("google/ddpm-cat-256")
 images = ddpm_jax.sample(params, jax.random.key(0), 4)
 """
 
-from ddpm_jax import checkpoint, plotting, samplers, schedule, sharding
+from ddpm_jax import checkpoint, losses, plotting, samplers, schedule, sharding
 from ddpm_jax.checkpoint import load, save
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
+from ddpm_jax.losses import Objective, loss
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.params import Params, Prediction, apply, init, predict, trainable_mask
 from ddpm_jax.plotting import to_pil, to_uint8
@@ -14,6 +15,7 @@ from ddpm_jax.sampling import Path, invert, sample, sample_chunks, sample_path
 
 __all__ = [
     "Config",
+    "Objective",
     "Params",
     "Path",
     "Prediction",
@@ -26,6 +28,8 @@ __all__ = [
     "init",
     "invert",
     "load",
+    "loss",
+    "losses",
     "plotting",
     "predict",
     "sample",

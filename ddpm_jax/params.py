@@ -163,15 +163,7 @@ def apply(
     """
     check_params(params)
     config = params.config.unet
-    if x.ndim != 4 or x.shape[-1] != config.in_channels:
-        raise ValueError(
-            f"`x` has shape {tuple(x.shape)}; this network takes [batch, height, width, {config.in_channels}]."
-        )
-    if any(side % config.smallest_size for side in x.shape[1:3]):
-        raise ValueError(
-            f"`x` is {x.shape[1]} x {x.shape[2]} pixels; the {len(config.block_out_channels)} levels of this "
-            f"network need multiples of {config.smallest_size}."
-        )
+    check_images("x", config, x)
     if jnp.ndim(t) > 0 and jnp.shape(t) != (x.shape[0],):
         raise ValueError(f"`t` has shape {jnp.shape(t)}; it must be one number, or one an image: ({x.shape[0]},).")
     _check_table_index(config, t)
@@ -249,6 +241,20 @@ def check_params(params: Any) -> None:
         raise TypeError(
             f"`params` must be ddpm_jax.Params, not {type(params).__name__}. A plain dict of weights becomes one by "
             "Params(weights=weights, config=config); `load` and `init` return one."
+        )
+
+
+def check_images(name: str, config: UNetConfig, images: Any) -> None:
+    """Refuse images of a shape that the network cannot take."""
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[-1] != config.in_channels:
+        raise ValueError(
+            f"`{name}` has shape {shape}; this network takes [batch, height, width, {config.in_channels}]."
+        )
+    if any(side % config.smallest_size for side in shape[1:3]):
+        raise ValueError(
+            f"`{name}` is {shape[1]} x {shape[2]} pixels; the {len(config.block_out_channels)} levels of this network "
+            f"need multiples of {config.smallest_size}."
         )
 
 

@@ -1,6 +1,6 @@
-"""Images for people: rounding to bytes, PIL images, grids and GIFs."""
+"""Images for people: rounding to bytes, PIL images, grids, GIFs, curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -127,3 +127,32 @@ def strip(frames: Array) -> np.ndarray:
     count, batch = frames.shape[:2]
     rows = frames.swapaxes(0, 1).reshape(batch * count, *frames.shape[2:])
     return grid(rows, columns=count)
+
+
+def curves(lines: Mapping[str, Sequence[tuple[Number, Number]]], path: Path, *, x_label: str, y_label: str) -> Path:
+    """Draw curves over one axis, the heights on a logarithmic scale; needs matplotlib.
+
+    Args:
+        lines: name -> points (x, y), y above 0.
+        path: the PNG to write.
+        x_label, y_label: what the axes say.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "loss.png"
+        >>> curves({"loss": [(0, 1.0), (1, 0.5)]}, path, x_label="step", y_label="loss").name
+        'loss.png'
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(yscale="log", xlabel=x_label, ylabel=y_label)
+    for name, points in lines.items():
+        x, y = np.asarray(points, np.float64).T
+        axes.plot(x, y, label=name, linewidth=2 if name == next(iter(lines)) else 1)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with whole_file(path) as partial:
+        FigureCanvasAgg(figure).print_png(partial)
+    return path

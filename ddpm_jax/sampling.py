@@ -6,6 +6,7 @@ What runs is compiled once for each batch size, number of rows and `Switches`; e
 
 import dataclasses
 import functools
+import numbers
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, SupportsIndex
@@ -30,7 +31,7 @@ from ddpm_jax.samplers.base import (
     initial_state,
     scan_rows,
 )
-from ddpm_jax.types import Array, Frames, Images, Labels, PyTree, RandomKey
+from ddpm_jax.types import Array, Frames, Images, Labels, Number, PyTree, RandomKey
 
 
 class Path(NamedTuple):
@@ -54,6 +55,7 @@ def sample(
     *,
     sampler: Sampler | str | None = None,
     class_labels: Labels = None,
+    guidance_scale: Number | None = None,
     x_T: Images | None = None,
     first_index: SupportsIndex = 0,
     mesh: Mesh | None = None,
@@ -72,6 +74,9 @@ def sample(
             checkpoint's scheduler config names, with its knobs. An instance takes the schedule and the prediction type
             from the checkpoint, and nothing else.
         class_labels: for class-conditional networks: an integer for all, or one an image.
+        guidance_scale: s of classifier-free guidance, out_null + s (out_class - out_null), for networks that were
+            trained with `label_dropout`: their last class stands for none (Ho & Salimans 2022, with s = 1 + w). It
+            evaluates the network twice a step; 1 is no guidance.
         x_T: [batch_size, h, w, c] unit-variance noise to start from, instead of drawing it. It stays yours: the buffer
             is not donated.
         first_index: the number of the first image, which continues a set: sample(params, key, 4, first_index=4) are
@@ -93,7 +98,7 @@ def sample(
         >>> images.shape, images.dtype
         ((2, 16, 16, 1), dtype('float32'))
     """
-    job = _prepare(params, key, batch_size, sampler, class_labels, x_T, first_index, mesh)
+    job = _prepare(params, key, batch_size, sampler, class_labels, guidance_scale, x_T, first_index, mesh)
     images, _ = job.run_whole(num_frames=0, slots=None)
     return images
 
@@ -201,7 +206,8 @@ def invert(
         raise TypeError(f"`sampler` must be a samplers.DDIMInverse, not {sampler!r}.")
     x_0 = jnp.asarray(images, jnp.float32)
     x_0 = x_0 if params.config.schedule.kind == "ve" else 2 * x_0 - 1
-    job = _prepare(params, jax.random.key(0), shape[0], sampler, class_labels, x_0, mesh=mesh, inverse=True)
+    key = jax.random.key(0)
+    job = _prepare(params, key, shape[0], sampler, class_labels, x_T=x_0, mesh=mesh, inverse=True)
     return compilation.call(_inverted, job.static, *job.arguments())
 
 
@@ -227,7 +233,8 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
     rows, init_scale = table.rows(), np.float32(table.init_scale)
 
     def draw(weights, key, indices, class_labels=None) -> jax.Array:
-        x, _ = _run((static, 0), weights, key, indices, class_labels, None, init_scale, rows, None)
+        condition = _Condition(class_labels, None)
+        x, _ = _run((static, 0), weights, key, indices, condition, None, init_scale, rows, None)
         return _to_images(static, x)
 
     return draw
@@ -244,7 +251,7 @@ def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
         state, frames = compilation.call(
             _advance,
             (job.static, 1),
-            *(weights, state, job.key, job.indices, job.labels, part, slots),
+            *(weights, state, job.key, job.indices, job.condition, part, slots),
         )
         done = int(ends[: start + chunk].sum())
         last = start + chunk >= job.table.num_evals
@@ -262,6 +269,13 @@ class _Static(NamedTuple):
     batch_size: int | None  # without the padding that splits it evenly over the mesh; None if it is symbolic
 
 
+class _Condition(NamedTuple):
+    """What images are to be like."""
+
+    labels: Array | None
+    guidance_scale: np.float32 | None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Job:
     """Arguments of a run, checked, placed and ready."""
@@ -271,7 +285,7 @@ class _Job:
     weights: Any
     key: jax.Array
     indices: Array
-    labels: Array | None
+    condition: _Condition
     x_T: Array | None
     init_scale: np.float32
 
@@ -281,7 +295,7 @@ class _Job:
 
     def arguments(self) -> tuple:
         """Return what a program takes besides its static arguments."""
-        return (self.weights, self.key, self.indices, self.labels, self.x_T, self.init_scale, self.table.rows())
+        return (self.weights, self.key, self.indices, self.condition, self.x_T, self.init_scale, self.table.rows())
 
 
 def _whole(static: tuple[_Static, int], *arguments):
@@ -295,10 +309,10 @@ def _inverted(static: _Static, *arguments) -> jax.Array:
     return x[: static.batch_size]
 
 
-def _run(static: tuple[_Static, int], weights, key, indices, labels, x_T, init_scale, rows, slots):
+def _run(static: tuple[_Static, int], weights, key, indices, condition, x_T, init_scale, rows, slots):
     state = _start(static[0], key, indices, x_T, init_scale)
     weights = inference.cast_weights(static[0].unet, weights)
-    state, frames = _advance(static, weights, state, key, indices, labels, rows, slots)
+    state, frames = _advance(static, weights, state, key, indices, condition, rows, slots)
     return state[0], frames
 
 
@@ -309,10 +323,20 @@ def _start(static: _Static, key, indices, x_T, init_scale) -> jax.Array:
     return sharding.constrain(initial_state(static.switches, init_scale, x_T), static.mesh)
 
 
-def _advance(static: tuple[_Static, int], weights, state, key, indices, labels, rows, slots):
+def _advance(static: tuple[_Static, int], weights, state, key, indices, condition, rows, slots):
     (unet, _, switches, mesh, *_), num_frames = static
+    labels, scale = condition
     projections = inference.project_times(unet, weights, jnp.asarray(rows.t)) if labels is None else None
-    net_fn = lambda x, cond: inference.run(unet, weights, x, cond[0], labels, cond[1])
+
+    def net_fn(x, cond):
+        if scale is None:
+            return inference.run(unet, weights, x, cond[0], labels, cond[1])
+        pairs = jnp.stack([labels, jnp.full_like(labels, unet.num_class_embeds - 1)], axis=1).reshape(-1)
+        out = inference.run(unet, weights, jnp.repeat(x, 2, axis=0), cond[0], pairs)
+        of_class, of_none = out[::2], out[1::2]
+        mean = slice(unet.in_channels)  # a learned variance stays the class's
+        return of_class.at[..., mean].add((scale - 1) * (of_class - of_none)[..., mean])
+
     keys, cond = image_keys(key, indices), (jnp.asarray(rows.t), projections)
     state, frames = scan_rows(net_fn, switches, rows, state, keys, cond=cond, slots=slots, num_frames=num_frames)
     return sharding.constrain(state, mesh), frames
@@ -325,7 +349,17 @@ def _to_images(static: _Static, x: jax.Array) -> jax.Array:
 
 
 def _prepare(
-    params, key, batch_size, sampler=None, class_labels=None, x_T=None, first_index=0, mesh=None, *, inverse=False
+    params,
+    key,
+    batch_size,
+    sampler=None,
+    class_labels=None,
+    guidance_scale=None,
+    x_T=None,
+    first_index=0,
+    mesh=None,
+    *,
+    inverse=False,
 ) -> _Job:
     check_params(params)
     if isinstance(sampler, DDIMInverse) and not inverse:
@@ -339,6 +373,7 @@ def _prepare(
         raise ValueError(f"`first_index` must be from 0 to 2^31 - 1 - batch_size, not {first_index}.")
     table = _table(sampler, params.config)
     labels = check_labels(unet, class_labels, batch_size)
+    scale = _guidance_scale(unet, guidance_scale)
     shape = (batch_size, *unet.image_size, unet.in_channels)
     if x_T is not None and jnp.shape(x_T) != shape:
         raise ValueError(f"`x_T` has shape {jnp.shape(x_T)}; it must be {shape}.")
@@ -364,7 +399,7 @@ def _prepare(
     unit_range = params.config.schedule.kind == "ve"
     static = _Static(unet, unit_range, table.switches, mesh, batch_size)
     init_scale = np.float32(table.init_scale)
-    return _Job(static, table, weights, key, indices, labels, x_T, init_scale)
+    return _Job(static, table, weights, key, indices, _Condition(labels, scale), x_T, init_scale)
 
 
 def _table(sampler: Sampler | str | None, config: Config) -> Table:
@@ -391,6 +426,18 @@ def _with_fast_convolutions(unet: UNetConfig, weights: PyTree, batch_size: int) 
     if jax.default_backend() != "cpu" or unet.dtype != "float32" or not here:
         return weights
     return winograd.transform_weights(unet, weights, batch_size)
+
+
+def _guidance_scale(unet: UNetConfig, scale: Any) -> Any:
+    if scale is None:
+        return None
+    if unet.num_class_embeds is None or unet.class_embed_type is not None:
+        raise ValueError("`guidance_scale` needs a network with a table of classes, whose last stands for none.")
+    if isinstance(scale, jax.core.Tracer):
+        return scale
+    if not isinstance(scale, numbers.Real) or not np.isfinite(scale):
+        raise ValueError(f"`guidance_scale` must be a number, not {scale!r}.")
+    return None if scale == 1 else np.float32(scale)
 
 
 def _typed_key(key: RandomKey) -> jax.Array:

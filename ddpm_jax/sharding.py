@@ -1,5 +1,6 @@
 """Where arrays live: one axis "data" over all devices, images split along it, weights on each."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,10 +11,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.types import PyTree
 
 DATA_AXIS = "data"
+LEAST_SPLIT = 4096  # smaller arrays are not worth a message
 
 
 def data_mesh(devices: Any = None) -> Mesh:
-    """Return the mesh over all devices (or those given) along which batches are split.
+    """Return the mesh over all devices (or those given) along which batches are split, process by process.
 
     Its axis is of type Auto: linen's layers do not know jax's newer default, explicit axes.
 
@@ -22,7 +24,8 @@ def data_mesh(devices: Any = None) -> Mesh:
         ('data',)
     """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA_AXIS,), (AxisType.Auto,), devices=devices)
+    devices = sorted(devices, key=lambda device: device.process_index)  # a process's rows of a batch are neighbours
+    return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def mesh_of(weights: PyTree) -> Mesh:
@@ -66,23 +69,48 @@ def place(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
     spec = PartitionSpec(mesh.axis_names[0]) if split else PartitionSpec()
     sharding = NamedSharding(mesh, spec)
 
-    def put(leaf):
+    def settle(leaf):
         settled = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
         settled = settled and auto(leaf.sharding.mesh) == mesh
-        if settled and not split:
-            return leaf
-        return jax.device_put(leaf, sharding) if jax.process_count() == 1 else _put_own_part(leaf, sharding)
+        return leaf if settled and not split else put(leaf, sharding)
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(settle, tree)
 
 
-def _put_own_part(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """Put an array that every process holds whole on devices of all of them, each on its own."""
+def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Put an array that every process holds whole on its devices, each process on its own."""
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
     if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
-        data = _put_own_part(jax.random.key_data(leaf), sharding)
+        data = put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def weight_shardings(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
+    """Return where each array of a training state lies.
+
+    The rule: whole on every device; or, with `split`, arrays of at least LEAST_SPLIT numbers are split along the
+    longest axis that the devices divide (the last of equals), whatever they are: a weight, its moments and its averages
+    have one shape, and so lie alike.
+
+    Example:
+        >>> mesh = data_mesh()
+        >>> weight_shardings({"kernel": jnp.zeros((3, 3, 64, 128))}, mesh, split=True)["kernel"].spec
+        PartitionSpec(None, None, None, 'data')
+    """
+    axis, count = mesh.axis_names[0], mesh.shape[mesh.axis_names[0]]
+
+    def of(leaf) -> NamedSharding:
+        spec: list[str | None] = [None] * len(leaf.shape)
+        divided = [place for place, length in enumerate(leaf.shape) if length % count == 0]
+        if split and divided and math.prod(leaf.shape) >= LEAST_SPLIT:
+            spec[max(divided, key=lambda place: (leaf.shape[place], place))] = axis
+            return NamedSharding(mesh, PartitionSpec(*spec))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.map(of, tree)
 
 
 def own_rows(array: jax.Array) -> list[tuple[int, np.ndarray]]:

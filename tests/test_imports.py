@@ -19,21 +19,24 @@ RANKS = [
     {"config"},
     {"schedule", "models", "sharding", "plotting", "compilation"},
     {"params", "samplers", "inference"},
-    {"sampling", "checkpoint", "image_set"},
-    {"artefact"},
+    {"sampling", "losses", "checkpoint", "image_set"},
+    {"artefact", "training"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Heavy packages have one door each; torch and diffusers have none.
 DOORS = {
-    "orbax": {"checkpoint/folder.py"},
+    "orbax": {"checkpoint/folder.py", "training/checkpoints.py"},
+    "grain": {"training/data.py"},
+    "optax": {"training/step.py"},
+    "tensorboardX": {"training/logs.py"},
     "safetensors": {"checkpoint/diffusers.py"},
     "huggingface_hub": {"checkpoint/hub.py"},
     "jaxtyping": {"types.py"},
     "tyro": {"cli/__init__.py", "cli/sampling.py", "cli/checkpoints.py", "cli/compile.py"},
-    "tqdm": {"cli/sampling.py"},
+    "tqdm": {"cli/sampling.py", "training/logs.py"},
     "scipy": {"samplers/grids.py"},
-    "matplotlib": set(),
+    "matplotlib": {"plotting.py"},
     "torch": set(),
     "diffusers": set(),
 }
@@ -72,7 +75,7 @@ def test_layers(path):
 
 def test_importing_is_light():
     """No heavy package is loaded by `import ddpm_jax`, nor by opening the demo."""
-    heavy = ("orbax.checkpoint", "grain", "matplotlib", "torch", "diffusers", "tyro", "scipy.special")
+    heavy = ("orbax.checkpoint", "grain", "optax", "matplotlib", "torch", "diffusers", "tyro", "scipy.special")
     program = f"import sys, ddpm_jax; ddpm_jax.load(); print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr

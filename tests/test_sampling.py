@@ -195,6 +195,25 @@ def test_class_labels_reach_the_network():
     assert np.abs(two[0] - all_2[0]).max() > 1e-3
 
 
+def test_guidance_mixes_two_predictions():
+    """One step of DDIM is linear in the network's output."""
+    params = make_params(num_class_embeds=4)
+    step = samplers.DDIM(num_steps=1, clip=None)
+    x_T = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype(np.float32) * 0.01
+    draw = lambda labels, **kwargs: ddpm_jax.sample(
+        params, jax.random.key(0), 2, sampler=step, class_labels=labels, x_T=x_T, **kwargs
+    )
+    plain, none = draw(np.array([0, 2])), draw(3)
+    guided = draw(np.array([0, 2]), guidance_scale=1.5)
+    expected = none + 1.5 * (plain - none)
+    unclipped = (expected > 0) & (expected < 1) & (plain > 0) & (plain < 1) & (none > 0) & (none < 1)
+    assert unclipped.mean() > 0.05
+    np.testing.assert_allclose(guided[unclipped], expected[unclipped], atol=1e-4)
+    np.testing.assert_array_equal(draw(np.array([0, 2]), guidance_scale=1), plain)
+    with pytest.raises(ValueError, match="needs a network with a table of classes"):
+        ddpm_jax.sample(make_params(), jax.random.key(0), 1, guidance_scale=2.0)
+
+
 def test_learned_variance_is_sampled_from_the_checkpoints_config():
     params = small_params(out_channels=2, schedule=SHORT)
     learned = Config(params.config.unet, SHORT, SamplerConfig("DDPMScheduler", (("variance_type", "learned_range"),)))

@@ -1,6 +1,7 @@
 """Our own folder: `ddpm_jax.json`, which says what it is, and `weights/`, which orbax writes.
 
-The one place that imports orbax.
+A training run's folder has the same file, and `checkpoints/` in the weights' place. With training/checkpoints.py this
+is the one place that imports orbax.
 """
 
 import dataclasses
@@ -16,10 +17,12 @@ from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.files import read_json, stored, write_json
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params
+from ddpm_jax.types import PyTree
 from ddpm_jax.validation import check, freeze, nearest
 
 MARKER = "ddpm_jax.json"
 WEIGHTS = "weights"
+CHECKPOINTS = "checkpoints"  # of a run
 FORMAT_VERSION = 1
 
 
@@ -49,7 +52,11 @@ def write_ours(params: Params, folder: Path, storage_dtype: str, source: dict[st
     weights = jax.tree.map(lambda _: next(values), params.weights)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / WEIGHTS).absolute(), weights)
-    config = params.config
+    write_config(params.config, folder, source)
+
+
+def write_config(config: Config, folder: Path, source: dict[str, Any] | None) -> None:
+    """Write `ddpm_jax.json`, which describes all but the weights."""
     items = {
         "format_version": FORMAT_VERSION,
         "unet": config.unet.to_dict(),
@@ -95,6 +102,51 @@ def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
         except Exception as error:
             raise ValueError(f"{path} is damaged: {error}") from error
     return Params(weights=jax.device_put(weights), config=config)
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder in our format is that of a training run."""
+    return not (folder / WEIGHTS).is_dir() and (folder / CHECKPOINTS).is_dir()
+
+
+def read_run(folder: Path, *, ema: bool | None = None, dtype: str = "float32") -> Params:
+    """Read the weights of a training run's newest checkpoint: the averaged ones, unless `ema` is False.
+
+    A checkpoint that is damaged is passed over.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint yet.
+        ValueError: none can be read.
+    """
+    config = read_config(folder, dtype=dtype)
+    name = "weights" if ema is False else "ema"
+    parts = folder / CHECKPOINTS
+    steps = steps_in(parts)
+    if not steps:
+        raise FileNotFoundError(f"{folder} is a training run that has no checkpoint yet.")
+    errors = []
+    for step in reversed(steps):
+        try:
+            return Params(weights=jax.device_put(read_weights(parts, step, name, config)), config=config)
+        except Exception as error:
+            errors.append(f"{step}: {str(error).strip().splitlines()[0][:200]}")
+    raise ValueError(f"No checkpoint of {folder} can be read ({'; '.join(errors)}).")
+
+
+def steps_in(parts: Path) -> list[int]:
+    """Return the steps that there are checkpoints of, in order."""
+    return sorted(int(path.name) for path in parts.iterdir() if path.name.isdigit()) if parts.is_dir() else []
+
+
+def read_weights(parts: Path, step: int, name: str, config: Config) -> PyTree:
+    """Return one of the weights' trees in the checkpoint of a step, as numpy arrays, without reading the rest."""
+    import orbax.checkpoint as ocp
+
+    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), layout(config.unet).weights)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        as_numpy = ocp.checkpoint_utils.construct_restore_args({name: like})  # whatever devices there were
+        restore = ocp.args.PyTreeRestore({name: like}, restore_args=as_numpy, partial_restore=True)
+        return checkpointer.restore(parts.absolute() / str(step) / "default", args=restore)[name]
 
 
 def read_config(folder: Path, *, dtype: str = "float32") -> Config:

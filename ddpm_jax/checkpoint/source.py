@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from ddpm_jax.checkpoint import hub
 from ddpm_jax.checkpoint.diffusers import find_layout, read_folder, write_folder
-from ddpm_jax.checkpoint.folder import MARKER, is_ours, read_ours, write_ours
+from ddpm_jax.checkpoint.folder import MARKER, is_ours, is_run, read_ours, read_run, write_ours
 from ddpm_jax.files import check_new_folder, check_storage_dtype, new_folder, read_json
 from ddpm_jax.params import Params, check_params
 from ddpm_jax.validation import check
@@ -44,15 +44,16 @@ def load(
     """Open a checkpoint: weights and all that they are, as one pytree.
 
     Args:
-        source: a folder (of diffusers in any layout, or ours), which wins over a hub id of the same name; an id of the
-            Hugging Face hub, "google/ddpm-cat-256"; None for the demo that comes with the package.
+        source: a folder (of diffusers in any layout, ours, or a training run's), which wins over a hub id of the same
+            name; an id of the Hugging Face hub, "google/ddpm-cat-256"; None for the demo that comes with the package.
         revision: branch, tag or commit on the hub.
         variant: "fp16" opens diffusion_pytorch_model.fp16.safetensors.
         subfolder: of the folder or repository.
         token: for private repositories; True for the one you are logged in with.
         cache_dir: of the hub; by default that of huggingface_hub.
         local_files_only: do not ask the hub.
-        ema: True opens `unet_ema/`, False `unet/`, None `unet/` where it exists.
+        ema: True opens `unet_ema/`, False `unet/`, None `unet/` where it exists; of a training run's folder the
+            averaged weights, unless it is False.
         dtype: what convolutions and dense layers compute in, "float32" or "bfloat16"; weights are float32 in memory.
 
     Returns:
@@ -106,6 +107,9 @@ def locate(source: str | Path | None = None, *, subfolder: str | None = None, **
 def read(folder: Path, *, variant: str | None = None, ema: bool | None = None, dtype: str = "float32") -> Params:
     """Read the checkpoint in a folder, whichever format it has."""
     names = [path.relative_to(folder).as_posix() for path in _files(folder)]
+    if is_ours(names) and is_run(folder):
+        check(variant is None, f"`variant` is for diffusers folders; {folder} is a training run.")
+        return read_run(folder, ema=ema, dtype=dtype)
     if is_ours(names):
         for name, value in (("variant", variant), ("ema", ema)):
             check(
@@ -138,6 +142,7 @@ def save(
     storage_dtype: str = "float32",
     overwrite: bool = False,
     source: dict[str, Any] | None = None,
+    card: str | None = None,
 ) -> Path:
     """Write a checkpoint, whole or not at all.
 
@@ -149,6 +154,7 @@ def save(
         storage_dtype: "float32", "float16" or "bfloat16", for half the size.
         overwrite: replace an existing checkpoint (and nothing that is none).
         source: where the weights came from, to be remembered in our format.
+        card: text of a README.md that is written beside them.
 
     Returns:
         The folder.
@@ -174,6 +180,8 @@ def save(
         else:
             source = {"written_by": f"ddpm-jax {importlib.metadata.version('ddpm-jax')}"} | (source or {})
             write_ours(params, partial, storage_dtype, source)
+        if card is not None:
+            (partial / "README.md").write_text(card)
     return folder
 
 

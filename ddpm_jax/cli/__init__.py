@@ -1,25 +1,29 @@
-"""The command line: `ddpm-jax sample | compile | convert | export | info`. Only this writes to the terminal."""
+"""The command line, `ddpm-jax COMMAND`. But for progress bars only this writes to the terminal."""
 
 import sys
 from collections.abc import Sequence
 
 import tyro
 
-from ddpm_jax.cli.checkpoints import convert, export, info
+from ddpm_jax.cli.checkpoints import convert, ema, export, info
 from ddpm_jax.cli.compile import compile
 from ddpm_jax.cli.sampling import sample
+from ddpm_jax.cli.training import train_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 1 and one line on stderr where the input is wrong."""
-    commands = {"sample": sample, "compile": compile, "convert": convert, "export": export, "info": info}
+    argv = list(sys.argv[1:] if argv is None else argv)
+    plain = (sample, ema, compile, convert, export, info)
     try:
+        train = train_command(argv if argv[:1] == ["train"] else [])  # a preset may set a flag, which --no-flag unsets
+        commands = {command.__name__: tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(command) for command in plain}
         tyro.extras.subcommand_cli_from_dict(
-            commands,
+            {"train": train} | commands,
             prog="ddpm-jax",
-            description="Sample from, convert and inspect denoising diffusion models in JAX.",
-            args=sys.argv[1:] if argv is None else argv,
-            config=(tyro.conf.FlagCreatePairsOff,),
+            description="Sample from, train, convert and inspect denoising diffusion models in JAX.",
+            args=argv,
+            config=(tyro.conf.OmitArgPrefixes,),
         )
     except (ValueError, OSError) as error:
         print(f"ddpm-jax: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`ddpm-jax convert | export | info`: checkpoints."""
+"""`ddpm-jax convert | export | ema | info`: checkpoints."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -51,20 +51,50 @@ def export(
     storage_dtype: StorageDtype = "float32",
     force: bool = False,
 ) -> None:
-    """Export a checkpoint as a pipeline folder of diffusers.
+    """Export a checkpoint as a pipeline folder of diffusers; a training run's with a card of its data and numbers.
 
     Args:
-        model: a folder of ours, or anything else that `load` opens.
+        model: a folder of ours, a training run (its averaged weights), or anything else that `load` opens.
         out: the folder to write.
         storage_dtype: of the weights in the file.
         force: replace an existing checkpoint.
     """
     from ddpm_jax.checkpoint.source import check_target, load, save
+    from ddpm_jax.training import published
 
     check_target(out, overwrite=force)
-    params = load(model)
-    save(params, out, format="diffusers", storage_dtype=storage_dtype, overwrite=force)
+    params, run = load(model), Path(model).expanduser()
+    card = published.card(run) if published.is_run(run) else None
+    save(params, out, format="diffusers", storage_dtype=storage_dtype, overwrite=force, card=card)
     print(f"{out}: {_count(params):,} parameters. diffusers' DiffusionPipeline.from_pretrained opens it.")
+
+
+def ema(
+    run: Positional[Path],
+    out: Positional[Path],
+    length: float = 0.1,
+    step: int | None = None,
+    storage_dtype: StorageDtype = "float32",
+    force: bool = False,
+) -> None:
+    """Average the weights of a training run over a length that is chosen afterwards (it kept --power-ema).
+
+    Args:
+        run: the run's folder.
+        out: the checkpoint to write, in our format.
+        length: of the average, as a share of the training: 0.05 to 0.25.
+        step: where it ends; the last snapshot's if left out.
+        storage_dtype: of the weights in the file.
+        force: replace an existing checkpoint.
+    """
+    from ddpm_jax.checkpoint.source import check_target, save
+    from ddpm_jax.training import published
+
+    check_target(out, overwrite=force)
+    params = published.average(run, length, step=step)
+    source = {"run": str(run), "length": length, "step": step}
+    save(params, out, storage_dtype=storage_dtype, overwrite=force, source=source)
+    print(f"{out}: {_count(params):,} parameters. ddpm_jax.load({str(out)!r}) opens it.")
 
 
 def info(

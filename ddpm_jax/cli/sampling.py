@@ -89,7 +89,7 @@ def sample(
     target = out / f"{first:05d}.png"
     if index is not None and target.exists() and not force:
         raise FileExistsError(f"{target} exists already; choose another --out, or --force.")
-    _join(coordinator, num_processes, process_id)
+    join(coordinator, num_processes, process_id)
     if compile_cache is not None:
         keep_compiled(compile_cache)
 
@@ -260,7 +260,7 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Become one of several processes, before the first use of a device."""
     given = [coordinator, num_processes, process_id]
     if given == [None] * 3:

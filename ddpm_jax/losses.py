@@ -1,0 +1,311 @@
+"""What training minimises: functions f(params, key, x_0) that draw a timestep and noise for each image.
+
+Like a sample, the loss of image i depends on (key, i) alone, whatever the batch it is part of.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import compilation
+from ddpm_jax.config import Config, ScheduleConfig
+from ddpm_jax.params import Params, check_images, check_labels, check_params, run_network
+from ddpm_jax.schedule import (
+    alphas_cumprod,
+    posterior_coefficients,
+    prediction_coefficients,
+    q_sample,
+    v_from_x_0_eps,
+)
+from ddpm_jax.schedule import (
+    per_image as broadcast,
+)
+from ddpm_jax.types import Array, Float, Images, Labels, Number, RandomKey, Timesteps
+from ddpm_jax.validation import check, is_number
+
+CHOICES = {
+    "loss_type": ("simple", "vlb", "hybrid"),
+    "weighting": ("constant", "snr", "min_snr", "p2"),
+    "variance_type": ("fixed_small", "fixed_large", "learned_range"),
+    "timestep_sampling": ("uniform", "antithetic", "importance"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Say what is minimised.
+
+    Attributes:
+        loss_type: "simple": the mean square error of what the network predicts (Ho et al. 2020, eq. 14). "vlb": the
+            variational bound, T L_t in bits/dim (eq. 5). "hybrid": simple + vlb_weight * vlb, where the bound trains
+            the variance alone (Nichol & Dhariwal 2021, eq. 16).
+        weighting: of the simple loss, by w(SNR). "constant" leaves the square error of the prediction as it is. The
+            others weight the error of eps, whatever the network predicts: "snr" by 1, "min_snr" by
+            min(SNR, min_snr_gamma) / SNR (Hang et al. 2023), "p2" by 1 / (p2_k + SNR)^p2_gamma (Choi et al. 2022).
+        variance_type: of p(x_s | x_t) in the bound: "fixed_small", "fixed_large", or "learned_range", which the second
+            half of the network's output channels interpolates.
+        timestep_sampling: "uniform"; "antithetic": images 2j and 2j + 1 take t and T - 1 - t; "importance": t in
+            proportion to the root mean square of its last ten losses (Nichol & Dhariwal 2021, section 3.3), which only
+            a training run keeps.
+        label_dropout: how often an image's class is replaced by the last one, which then stands for "no class"
+            (classifier-free guidance, Ho & Salimans 2022).
+
+    Example:
+        >>> Objective(weighting="min_snr").min_snr_gamma
+        5.0
+    """
+
+    loss_type: Literal["simple", "vlb", "hybrid"] = "simple"
+    weighting: Literal["constant", "snr", "min_snr", "p2"] = "constant"
+    variance_type: Literal["fixed_small", "fixed_large", "learned_range"] = "fixed_small"
+    timestep_sampling: Literal["uniform", "antithetic", "importance"] = "uniform"
+    vlb_weight: Number = 0.001
+    min_snr_gamma: Number = 5.0
+    p2_gamma: Number = 1.0
+    p2_k: Number = 1.0
+    label_dropout: Number = 0.0
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            check(value in choices, f"`{name}` must be one of {list(choices)}, not {value!r}.")
+        for name in ("vlb_weight", "min_snr_gamma", "p2_gamma", "p2_k"):
+            value = getattr(self, name)
+            check(is_number(value) and value > 0, f"`{name}` must be a number above 0, not {value!r}.")
+        good = is_number(self.label_dropout) and 0 <= self.label_dropout < 1
+        check(good, f"`label_dropout` must be from 0 to below 1, not {self.label_dropout!r}.")
+
+
+def loss(
+    params: Params,
+    key: RandomKey,
+    x_0: Images,
+    class_labels: Labels = None,
+    *,
+    objective: Objective = Objective(),
+    dropout_key: RandomKey | None = None,
+) -> Float[jax.Array, ""]:
+    """Return the mean over a batch of `per_image`'s losses.
+
+    Example:
+        >>> params, key = ddpm_jax.load(), jax.random.key(0)
+        >>> value, gradient = jax.value_and_grad(loss)(params, key, jnp.zeros((2, 16, 16, 1)))
+        >>> value.shape, gradient.config == params.config
+        ((), True)
+    """
+    values, _ = per_image(params, key, x_0, class_labels, objective=objective, dropout_key=dropout_key)
+    return values.mean()
+
+
+def per_image(
+    params: Params,
+    key: RandomKey,
+    x_0: Images,
+    class_labels: Labels = None,
+    *,
+    objective: Objective = Objective(),
+    dropout_key: RandomKey | None = None,
+    t: Timesteps | None = None,
+    indices: Any = None,
+) -> tuple[Float[jax.Array, " b"], Array]:
+    """Return the loss of each image at a timestep that is drawn for it.
+
+    Args:
+        params: weights and their config.
+        key: image i draws t and noise from fold_in(key, indices[i]).
+        x_0: clean images, NHWC in [-1, 1].
+        class_labels: for class-conditional networks: an integer for all, or one an image.
+        objective: what is minimised.
+        dropout_key: draws dropout masks; dropout is on exactly when it is given.
+        t: integer timesteps to be used instead of drawing, one for all or one an image.
+        indices: [b] the images' numbers; 0 .. b-1 if None.
+
+    Returns:
+        (loss [b], t [b]), the loss averaged over an image's values.
+
+    Raises:
+        TypeError: params is no `Params`.
+        ValueError: images, labels or objective that do not fit the network; a schedule that is not
+            variance-preserving.
+
+    Example:
+        >>> values, t = per_image(ddpm_jax.load(), jax.random.key(0), jnp.zeros((2, 16, 16, 1)), t=500)
+        >>> values.shape, t.tolist()
+        ((2,), [500, 500])
+    """
+    check_params(params)
+    check_objective(params.config, objective)
+    check_images("x_0", params.config.unet, x_0)
+    batch_size = x_0.shape[0]
+    labels = check_labels(params.config.unet, class_labels, batch_size)
+    if t is None and objective.timestep_sampling == "importance":
+        raise ValueError('`timestep_sampling` "importance" needs the losses so far: pass `t`, or train with it.')
+    indices = np.arange(batch_size, dtype=np.int32) if indices is None else indices
+    t = None if t is None else jnp.broadcast_to(jnp.asarray(t), (batch_size,))
+    return compilation.call(
+        traced_per_image, (params.config, objective), params.weights, key, x_0, labels, dropout_key, t, indices
+    )
+
+
+def check_objective(config: Config, objective: Objective) -> None:
+    """Refuse an objective that does not go with a network."""
+    unet, schedule = config.unet, config.schedule
+    check(schedule.kind == "vp", f"Losses are those of variance-preserving schedules, not of {schedule.kind!r}.")
+    learned = unet.out_channels == 2 * unet.in_channels
+    check(learned or unet.out_channels == unet.in_channels, f"{unet.out_channels} output channels are no prediction.")
+    if learned != (objective.variance_type == "learned_range"):
+        raise ValueError(
+            f"`variance_type` {objective.variance_type!r} does not go with {unet.out_channels} output channels for "
+            f"{unet.in_channels} of the image: 'learned_range' takes twice as many, the others as many."
+        )
+    check(
+        not learned or objective.loss_type != "simple",
+        "`loss_type` 'simple' never trains a learned variance; take 'hybrid' or 'vlb'.",
+    )
+    check(
+        objective.loss_type != "vlb" or objective.weighting == "constant",
+        "`weighting` is of the simple loss; `loss_type` 'vlb' has its own weights.",
+    )
+    check(
+        learned or objective.loss_type != "hybrid",
+        "`loss_type` 'hybrid' is for a learned variance: `variance_type` 'learned_range'.",
+    )
+    labelled = unet.num_class_embeds is not None and unet.class_embed_type is None
+    check(
+        objective.label_dropout == 0 or labelled,
+        "`label_dropout` needs a table of classes (`num_class_embeds`), whose last row stands for no class.",
+    )
+
+
+def draw_timesteps(key: RandomKey, indices: Array, num_train_timesteps: int, *, antithetic: bool) -> jax.Array:
+    """Draw t uniformly from 0 .. T-1 for each image; antithetic: image 2j + 1 takes T - 1 - t of image 2j.
+
+    Example:
+        >>> draw_timesteps(jax.random.key(0), jnp.arange(4), 10, antithetic=True).reshape(2, 2).sum(1).tolist()
+        [9, 9]
+    """
+    numbers = indices - indices % 2 if antithetic else indices
+    keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, number), 0))(numbers)
+    t = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_train_timesteps))(keys)
+    return jnp.where(indices % 2 == 1, num_train_timesteps - 1 - t, t) if antithetic else t
+
+
+def traced_per_image(static: tuple[Config, Objective], weights, key, x_0, labels, dropout_key, t, indices):
+    """Do what `per_image` does, unchecked and uncompiled: what programs that contain the loss call."""
+    config, objective = static
+    schedule, channels = config.schedule, x_0.shape[-1]
+    if t is None:
+        antithetic = objective.timestep_sampling == "antithetic"
+        t = draw_timesteps(key, indices, schedule.num_train_timesteps, antithetic=antithetic)
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+    eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), x_0.shape[1:], x_0.dtype))(keys)
+    if objective.label_dropout:
+        draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys)
+        labels = jnp.where(draw < objective.label_dropout, config.unet.num_class_embeds - 1, labels)
+    alpha_bar_t = jnp.asarray(alphas_cumprod(schedule), x_0.dtype)[t]
+    x_t = q_sample(x_0, alpha_bar_t, eps)
+    out = run_network(config.unet, weights, x_t, t, labels, dropout_key)
+    out, fraction = out[..., :channels], out[..., channels:]
+    if objective.loss_type == "vlb":
+        return bound_term(schedule, objective.variance_type, x_0, x_t, t, out, fraction), t
+    target = {
+        "epsilon": lambda: eps,
+        "sample": lambda: x_0,
+        "v_prediction": lambda: v_from_x_0_eps(x_0, alpha_bar_t, eps),
+    }[schedule.prediction_type]()
+    value = ((target - out) ** 2).mean((1, 2, 3)) * _weight(objective, schedule.prediction_type, alpha_bar_t)
+    if objective.loss_type == "hybrid":
+        mean_alone = jax.lax.stop_gradient(out)
+        bound = bound_term(schedule, objective.variance_type, x_0, x_t, t, mean_alone, fraction)
+        value = value + objective.vlb_weight * bound
+    return value, t
+
+
+def _weight(objective: Objective, prediction_type: str, alpha_bar_t: jax.Array) -> jax.Array | float:
+    """Return what the square error of the prediction is multiplied with."""
+    if objective.weighting == "constant":
+        return 1.0
+    snr = alpha_bar_t / (1 - alpha_bar_t)
+    # the square error of eps is that of x_0 times SNR, that of v times SNR / (SNR + 1) = alpha_bar_t
+    of_eps = {"epsilon": 1.0, "sample": snr, "v_prediction": alpha_bar_t}[prediction_type]
+    if objective.weighting == "snr":
+        return of_eps * jnp.ones_like(snr)
+    if objective.weighting == "p2":
+        return of_eps / (objective.p2_k + snr) ** objective.p2_gamma
+    # of_eps / SNR by hand: nothing is 0/0 at zero terminal SNR
+    of_x_0 = {"epsilon": 1 / snr, "sample": 1.0, "v_prediction": 1 - alpha_bar_t}[prediction_type]
+    return jnp.minimum(snr, objective.min_snr_gamma) * of_x_0
+
+
+def bound_term(
+    schedule: ScheduleConfig,
+    variance_type: str,
+    x_0: Images,
+    x_t: Images,
+    t: Array,
+    out: Images,
+    fraction: Array | None = None,
+) -> Float[jax.Array, " b"]:
+    """Return T L_t in bits/dim, whose mean over uniform t is the variational bound without L_T.
+
+    L_t = KL(q(x_s | x_t, x_0) || p(x_s | x_t)) for t > 0, s = t - 1, and -log p(x_0 | x_t) at t = 0, by a Gaussian over
+    the 256 levels of each value (Ho et al. 2020, eqs. 5, 8 and 13).
+
+    Args:
+        schedule: variance-preserving; its prediction type says what `out` is.
+        variance_type: as in `Objective`.
+        x_0, x_t: images, clean and noisy.
+        t: [b] integers.
+        out: the network's prediction, of the shape of x_0.
+        fraction: for "learned_range": -1 stands for the posterior's log-variance, 1 for log beta_t.
+
+    Example:
+        >>> image, t = jnp.zeros((1, 2, 2, 1)), jnp.array([3])
+        >>> float(bound_term(ScheduleConfig(prediction_type="sample"), "fixed_small", image, image, t, image)[0])
+        0.0
+    """
+    table = alphas_cumprod(schedule)
+    previous = np.append(1.0, table[:-1])
+    from_x_0, from_x_t, variance = posterior_coefficients(table, previous)
+    # at t = 0 the posterior has no width: its log-variance there is that of t = 1 (Ho et al.'s code)
+    smallest = np.log(np.append(variance[1], variance[1:])) if len(table) > 1 else np.log(1 - table)
+    largest = np.log(1 - table / previous)
+    if variance_type == "fixed_large":
+        largest = np.append(smallest[:1], largest[1:])
+
+    def at_t(numbers):
+        return broadcast(jnp.asarray(numbers, x_0.dtype)[t])
+
+    a, b, _, _ = prediction_coefficients(schedule.prediction_type, table)
+    x_0_hat = at_t(a) * x_t + at_t(b) * out
+    p_mean = at_t(from_x_0) * x_0_hat + at_t(from_x_t) * x_t
+    shift = at_t(from_x_0) * (x_0 - x_0_hat)  # of the means
+    q_log_variance = at_t(smallest)
+    p_log_variance = q_log_variance if variance_type == "fixed_small" else at_t(largest)
+    if variance_type == "learned_range":
+        share = (fraction + 1) / 2
+        p_log_variance = share * at_t(largest) + (1 - share) * q_log_variance
+    difference = q_log_variance - p_log_variance
+    divergence = (jnp.exp(difference) - 1 - difference + shift**2 * jnp.exp(-p_log_variance)) / 2
+    decoder = -_log_probability_of_levels(x_0, p_mean, p_log_variance)
+    nats = jnp.where((t == 0)[:, None, None, None], decoder, divergence).mean((1, 2, 3))
+    return schedule.num_train_timesteps * nats / np.log(2)
+
+
+def _log_probability_of_levels(x_0: Array, mean: Array, log_variance: Array) -> Array:
+    """Return the log of a Gaussian's mass on the bin of x_0, one of 256 in [-1, 1]; the outer two are open.
+
+    With the cumulative distribution's approximation by tanh that the paper's numbers were computed with.
+    """
+
+    def cumulative(x):
+        return (1 + jnp.tanh(np.sqrt(2 / np.pi).astype(np.float32) * (x + 0.044715 * x**3))) / 2
+
+    scale = jnp.exp(-log_variance / 2)
+    above = cumulative((x_0 - mean + 1 / 255) * scale)
+    below = cumulative((x_0 - mean - 1 / 255) * scale)
+    mass = jnp.where(x_0 < -0.999, above, jnp.where(x_0 > 0.999, 1 - below, above - below))
+    return jnp.log(jnp.maximum(mass, 1e-12))

@@ -1,0 +1,29 @@
+"""Training: `train(config, out)`, its settings and presets.
+
+config = dataclasses.replace(PRESETS["small-32"], data=DataConfig(data="photos/", resolution=32))
+params = train(config, "runs/photos")
+"""
+
+from ddpm_jax.training.config import (
+    DataConfig,
+    EmaConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from ddpm_jax.training.logs import Diverged
+from ddpm_jax.training.loop import train
+from ddpm_jax.training.presets import PRESETS
+
+__all__ = [
+    "PRESETS",
+    "DataConfig",
+    "Diverged",
+    "EmaConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "TrainConfig",
+    "train",
+]

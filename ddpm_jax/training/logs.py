@@ -1,0 +1,157 @@
+"""What a run says while it goes: a progress bar, metrics.jsonl, TensorBoard, pictures."""
+
+import json
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import plotting
+from ddpm_jax.files import whole_file
+from ddpm_jax.training.step import QUARTERS, Metrics
+
+METRICS = "metrics.jsonl"
+LAG = 2  # steps: the losses of older ones are there already, so that reading them stops nothing
+
+
+class Diverged(ValueError):
+    """The loss is no longer a number."""
+
+
+class Log:
+    """Metrics of the steps, gathered into lines.
+
+    All processes keep it; the one with `writes` writes it down.
+    """
+
+    def __init__(
+        self, folder: Path, *, start: int, stop: int, every: int, batch_size: int, writes: bool, tensorboard: bool
+    ):
+        """Go on with a log, forgetting lines of steps after `start`, which are done again."""
+        from tqdm import tqdm
+
+        self.folder, self.every, self.batch_size, self.writes = folder, every, batch_size, writes
+        self.pending: deque[tuple[int, Metrics]] = deque()
+        self.losses: deque[tuple[int, float]] = deque(maxlen=20)
+        self.since, self.gathered = (start, time.perf_counter()), []
+        self.board = None
+        self.bar = tqdm(total=stop, initial=start, unit=" steps", disable=not writes, dynamic_ncols=True)
+        if not writes:
+            return
+        lines = [line for line in read(folder) if line["step"] <= start]
+        with whole_file(folder / METRICS) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Take the metrics of a step, which may still be being computed.
+
+        Raises:
+            Diverged: the loss of a step is not finite.
+        """
+        self.pending.append((step, metrics))
+        self.bar.update()
+        while len(self.pending) > LAG:
+            self._settle()
+        if step % self.every == 0:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for all metrics so far."""
+        while self.pending:
+            self._settle()
+
+    def _settle(self) -> None:
+        step, metrics = self.pending.popleft()
+        metrics = jax.tree.map(np.asarray, metrics)
+        loss = float(metrics.loss)
+        self.losses.append((step, loss))
+        if not (math.isfinite(loss) and np.isfinite(metrics.grad_norm)):
+            history = ", ".join(f"{number}: {value:.4g}" for number, value in self.losses)
+            raise Diverged(f"The loss or its gradient is not finite at step {step}. The last losses: {history}.")
+        self.gathered.append(metrics)
+        if step % self.every == 0:
+            self._line(step)
+
+    def _line(self, step: int) -> None:
+        first, began = self.since
+        now = time.perf_counter()
+        seconds = max(now - began, 1e-9)
+        self.since = (step, now)
+        sums = sum(metrics.quarter_sums for metrics in self.gathered)
+        counts = sum(metrics.quarter_counts for metrics in self.gathered)
+        line = {
+            "step": step,
+            "loss": float(np.mean([metrics.loss for metrics in self.gathered])),
+            **{
+                f"loss_q{number + 1}": float(sums[number] / counts[number]) if counts[number] else None
+                for number in range(QUARTERS)
+            },
+            "grad_norm": float(np.mean([metrics.grad_norm for metrics in self.gathered])),
+            "learning_rate": float(self.gathered[-1].learning_rate),
+            "steps_per_second": (step - first) / seconds,
+            "images_per_second": (step - first) * self.batch_size / seconds,
+        }
+        self.gathered = []
+        self.bar.set_postfix_str(f"loss {line['loss']:.4f}, {line['images_per_second']:.1f} images/s")
+        self.write(line)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl and its numbers to TensorBoard."""
+        if not self.writes:
+            return
+        with open(self.folder / METRICS, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.board:
+            for name, value in line.items():
+                if name != "step" and value is not None:
+                    self.board.add_scalar(name, value, line["step"])
+
+    def picture(self, step: int, grid: np.ndarray) -> None:
+        """Keep a grid of samples."""
+        if not self.writes:
+            return
+        from PIL import Image
+
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        with whole_file(folder / f"step-{step:08d}.png") as partial:
+            Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(partial, "PNG")
+        if self.board:
+            self.board.add_image("samples", grid, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.board:
+            self.board.close()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics.jsonl; a last one that was cut off is left out."""
+    path, lines = folder / METRICS, []
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def draw_curve(folder: Path) -> None:
+    """Draw a run's losses into learning_curve.png."""
+    lines = read(folder)
+    curves = {}
+    for name in ("loss", *(f"loss_q{number + 1}" for number in range(QUARTERS)), "validation_loss"):
+        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if points:
+            curves[name] = points
+    if curves:
+        plotting.curves(curves, folder / "learning_curve.png", x_label="step", y_label="loss")

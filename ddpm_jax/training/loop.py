@@ -1,0 +1,359 @@
+"""A training run from its first step to its last, whatever happens in between."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ddpm_jax import checkpoint, plotting, sampling, sharding
+from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, steps_in, write_config
+from ddpm_jax.config import Config
+from ddpm_jax.files import read_json, write_json
+from ddpm_jax.losses import check_objective, traced_per_image
+from ddpm_jax.models.layout import layout
+from ddpm_jax.params import Params, init
+from ddpm_jax.samplers import DDIM
+from ddpm_jax.training import logs
+from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.config import TrainConfig, differences, network
+from ddpm_jax.training.data import Batch, Batches, Source, centred, open_source
+from ddpm_jax.training.step import Run, TrainState, abstract, compiled, count_parameters, create
+from ddpm_jax.types import PyTree
+from ddpm_jax.validation import check
+
+log = logging.getLogger(__name__)
+
+RECORD = "train.json"
+SNAPSHOTS = "snapshots"
+MOST_HELD_OUT = 2048
+
+
+def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Params:
+    """Train a model, or go on training it.
+
+    The folder holds train.json (all settings), ddpm_jax.json (the network), checkpoints/, metrics.jsonl, samples/ and
+    learning_curve.png; `load(out)` opens it at any time. A run that was stopped, in whatever way, goes on with `resume`
+    as if it never had been: bit for bit on the same machine, from the last checkpoint. SIGTERM and Ctrl-C save one.
+
+    Args:
+        config: all settings.
+        out: the run's folder.
+        resume: go on with the run that is there; begin it if there is none.
+
+    Returns:
+        The averaged weights.
+
+    Raises:
+        FileExistsError: the folder holds a run, and `resume` is not set, or something else.
+        FileNotFoundError: no data, or no checkpoint to begin with.
+        ValueError: data that cannot be read, settings that do not fit the data, the devices or the run that is there.
+        training.Diverged: the loss is not finite; the last checkpoint is from before.
+        OSError: a checkpoint could not be written; those before it are left.
+
+    Example:
+        >>> config = ddpm_jax.training.PRESETS["tiny-16"]
+        >>> params = train(config, "runs/digits")                                           # doctest: +SKIP
+    """
+    folder = Path(out).expanduser()
+    before = _look_at(folder, config, resume)
+    mesh = sharding.data_mesh()
+    parts = mesh.size * config.optimizer.accumulate
+    check(
+        config.run.batch_size % parts == 0,
+        f"`batch_size` {config.run.batch_size} does not divide over {mesh.size} devices x "
+        f"{config.optimizer.accumulate} parts (`accumulate`).",
+    )
+    data = config.data
+    opening = {"class_conditional": data.class_conditional, "skip_broken": data.skip_broken, "workers": data.workers}
+    source = open_source(data.data, **opening)
+    held_out = open_source(data.held_out, like=source, **opening) if data.held_out else None
+    if source.broken:
+        log.warning("%d broken images are left out, the first %s.", len(source.broken), source.broken[0])
+    facts = {
+        "images": len(source),
+        "channels": source.channels,
+        "classes": list(source.classes),
+        "fingerprint": source.fingerprint,
+    }
+    weights = None
+    if before is None:
+        described, weights = _what_to_train(config, source)
+    else:
+        changed = [
+            f"{name} {before['data'].get(name)!r} there, {value!r} here"
+            for name, value in facts.items()
+            if before["data"].get(name) != value
+        ]
+        check(not changed, f"The data is not what {folder} was trained on: {'; '.join(changed)}.")
+        described = read_config(folder)
+        changes = {"dtype": config.run.dtype, "remat": config.run.remat, "dropout": config.model.dropout}
+        described = dataclasses.replace(described, unet=dataclasses.replace(described.unet, **changes))
+    run = Run(described, config)
+    _wait("all have looked at the folder")
+    if jax.process_index() == 0:
+        record = {
+            "config": config.to_dict(),
+            "data": facts,
+            "broken": [str(path) for path in source.broken],
+            "parameters": count_parameters(layout(described.unet).weights),
+            "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+            "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax", "flax", "optax")},
+        }
+        write_config(described, folder, {"trained_by": RECORD})
+        write_json(folder / RECORD, record)
+    _wait("the run is described")
+
+    keep = {"keep_last": config.run.keep_last, "keep_every": config.run.keep_every}
+    with contextlib.closing(Checkpoints(folder / CHECKPOINTS, **keep)) as checkpoints:
+        if checkpoints.steps():
+            state = checkpoints.restore(abstract(run, mesh))
+            check(state is not None, f"No checkpoint in {folder / CHECKPOINTS} can be read.")
+        else:
+            weights = _what_to_train(config, source)[1] if weights is None else weights
+            state = create(run, weights, mesh)
+        del weights
+        state = _Trainer(run, folder, mesh, source, held_out, checkpoints).run_from(state)
+    return Params(state.ema, run.network)
+
+
+def _wait(moment: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(moment)
+
+
+class _Trainer:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        run: Run,
+        folder: Path,
+        mesh: jax.sharding.Mesh,
+        source: Source,
+        held_out: Source | None,
+        checkpoints: Checkpoints,
+    ):
+        self.run, self.folder, self.mesh, self.checkpoints = run, folder, mesh, checkpoints
+        config, size = run.config, run.network.unet.image_size[0]
+        self.batches = Batches(source, config.data, size, batch_size=config.run.batch_size, seed=config.run.seed)
+        self.held_out = None if held_out is None else centred(held_out, size, MOST_HELD_OUT)
+        self.evaluate = jax.jit(_validation_losses, static_argnums=0)
+
+    def run_from(self, state: TrainState) -> TrainState:
+        """Do the steps that are left."""
+        settings, start = self.run.config.run, int(state.step)
+        step = compiled(self.run, state, self.mesh)
+        record = logs.Log(
+            self.folder,
+            start=start,
+            stop=settings.steps,
+            every=settings.log_every,
+            batch_size=settings.batch_size,
+            writes=jax.process_index() == 0,
+            tensorboard=settings.tensorboard,
+        )
+        number, snapshots = start, None
+        if self.run.config.ema.power_ema:
+            snapshots = Checkpoints(self.folder / SNAPSHOTS, keep_last=None, keep_every=0)
+        own = self.batches.own(start, settings.steps, jax.process_index(), jax.process_count())
+        try:
+            with _stop_signals() as stopped:
+                for number, batch in enumerate(own, start + 1):
+                    state, metrics = step(state, *self._placed(batch))
+                    record.add(number, metrics)
+                    self._watch(number, state, record)
+                    last = number == settings.steps
+                    if snapshots and (last or number % self.run.config.ema.snapshot_every == 0):
+                        with self._writing(snapshots, number, record) as place:
+                            place.save(number, {str(i): tree for i, tree in enumerate(state.power_emas)})
+                    stop = self._any(stopped) if jax.process_count() == 1 or number % 10 == 0 else False
+                    if last or stop or number % settings.save_every == 0:
+                        with self._writing(self.checkpoints, number, record) as place:
+                            place.save(number, state)
+                            if last or stop:
+                                place.wait()
+                    elif number % settings.log_every == 0:
+                        with self._writing(self.checkpoints, number, record) as place:
+                            place.check()
+                    if stop:
+                        log.warning("Stopped at step %d, which is saved: `--resume` goes on.", number)
+                        break
+            if snapshots:
+                with self._writing(snapshots, number, record) as place:
+                    place.wait()
+            if jax.process_index() == 0:
+                logs.draw_curve(self.folder)
+        except logs.Diverged as error:
+            good = self.checkpoints.steps()
+            raise logs.Diverged(
+                f"{error} The last good checkpoint is that of step {good[-1] if good else 0}."
+            ) from None
+        finally:
+            record.close()
+            if snapshots:
+                snapshots.close()
+        return state
+
+    def _placed(self, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """Put this process's slice of a batch on its devices."""
+        spread = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(self.mesh.axis_names[0]))
+        place = lambda array: jax.make_array_from_process_local_data(spread, array)
+        return place(batch.images), None if batch.labels is None else place(batch.labels)
+
+    def _any(self, stopped: threading.Event) -> bool:
+        """Tell whether any process was told to stop; all of them ask at the same step."""
+        if jax.process_count() == 1:
+            return stopped.is_set()
+        return bool(multihost_utils.process_allgather(np.array(stopped.is_set())).any())
+
+    @contextlib.contextmanager
+    def _writing(self, where: Checkpoints, number: int, record: logs.Log) -> Iterator[Checkpoints]:
+        """Give a place to write to, and say what is to be said if that fails."""
+        record.settle()  # nothing that is not finite is ever saved
+        try:
+            yield where
+        except Exception as error:
+            why = (str(error) or repr(error)).splitlines()[0][:300]
+            raise OSError(
+                f"A checkpoint could not be written in {where.folder} (known at step {number}): {why} The last good "
+                f"one is that of step {self._last_good()}. Make room and go on with --resume."
+            ) from error
+
+    def _last_good(self) -> int:
+        return max(steps_in(self.folder / CHECKPOINTS), default=0)
+
+    def _watch(self, number: int, state: TrainState, record: logs.Log) -> None:
+        """Do what is done at intervals to see how the run goes."""
+        settings, last = self.run.config.run, number == self.run.config.run.steps
+        if self.held_out is not None and (last or number % settings.validate_every == 0):
+            record.settle()
+            record.write({"step": number, "validation_loss": self._validation_loss(state.ema)})
+        if settings.sample_every and (last or number % settings.sample_every == 0):
+            record.settle()
+            record.picture(number, self._grid(state.ema))
+
+    def _validation_loss(self, weights: PyTree) -> float:
+        size, (images, labels) = self.run.config.run.batch_size, self.held_out
+        key, total = jax.random.key(self.run.config.run.seed), 0.0
+        for start in range(0, len(images), size):
+            places = np.arange(start, start + size)
+            rows = places % len(images)  # a last batch is filled up
+            given = (images[rows], places, None if labels is None else labels[rows])
+            values = self.evaluate(self.run, weights, key, *sharding.place(given, self.mesh, split=True))
+            values = multihost_utils.process_allgather(values, tiled=True) if jax.process_count() > 1 else values
+            total += float(np.asarray(values)[places < len(images)].sum())
+        return total / len(images)
+
+    def _grid(self, weights: PyTree) -> np.ndarray:
+        settings, unet = self.run.config.run, self.run.network.unet
+        count = unet.num_class_embeds
+        labels = None if count is None else np.arange(settings.num_samples) % count
+        images = sampling.sample(
+            Params(weights, self.run.network),
+            jax.random.key(settings.seed),
+            settings.num_samples,
+            sampler=DDIM(num_steps=min(settings.sample_evals, self.run.network.schedule.num_train_timesteps)),
+            class_labels=labels,
+        )
+        if jax.process_count() > 1:
+            images = multihost_utils.process_allgather(images, tiled=True)
+        return plotting.grid(images)
+
+
+def _validation_losses(run: Run, weights: PyTree, key: jax.Array, images, indices, labels) -> jax.Array:
+    """Return each image's loss: without dropout, at the timestep and with the noise that are always its own."""
+    objective = dataclasses.replace(run.config.objective, label_dropout=0.0, timestep_sampling="uniform")
+    x_0 = images.astype(jnp.float32) / 127.5 - 1
+    values, _ = traced_per_image((run.network, objective), weights, key, x_0, labels, None, None, indices)
+    return values
+
+
+def _look_at(folder: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
+    """Return the record of the run that is to go on, or None for a new one; refuse what is in the way."""
+    path = folder / RECORD
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; a run is a folder.")
+    if path.exists():
+        if not resume:
+            raise FileExistsError(f"{folder} holds a run already: go on with it (--resume), or choose another --out.")
+        before = read_json(path)
+        changed = differences(TrainConfig.from_dict(before["config"]), config)
+        check(not changed, f"{folder} holds a run with other settings: {'; '.join(changed)}.")
+        return before
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds something else than a run; choose another --out.")
+    return None
+
+
+def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]:
+    """Return the network, and its first weights on the host."""
+    classes, dropped = len(source.classes), config.objective.label_dropout > 0
+    check(classes or not dropped, "`label_dropout` is for data with classes (`class_conditional`).")
+    if config.model.init is None:
+        built = network(config, config.data.resolution or _side(source), source.channels, classes)
+        check_objective(built, config.objective)
+        with _on_host():
+            return built, init(jax.random.key(config.run.seed), built).weights
+    with _on_host():
+        params = checkpoint.load(config.model.init, dtype=config.run.dtype)
+    unet = dataclasses.replace(params.config.unet, remat=config.run.remat, dropout=config.model.dropout)
+    resolution = config.data.resolution or (unet.image_size or (_side(source),))[0]
+    unet = dataclasses.replace(unet, sample_size=resolution)
+    built = Config(unet, params.config.schedule, params.config.sampler)
+    check(
+        unet.in_channels == source.channels,
+        f"--init {config.model.init} is a network for {unet.in_channels} channels; the data has {source.channels}.",
+    )
+    allowed = (classes + 1,) if dropped else (classes, classes + 1) if classes else (0,)
+    check(
+        unet.class_embed_type is None and (unet.num_class_embeds or 0) in allowed,
+        f"--init {config.model.init} has {unet.num_class_embeds or 'no'} classes; the data has {classes or 'none'}"
+        f"{' (and one more row for none)' if dropped else ''}.",
+    )
+    check_objective(built, config.objective)
+    return built, params.weights
+
+
+def _on_host() -> contextlib.AbstractContextManager:
+    """Keep arrays off the accelerators, where there is a CPU backend beside them."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
+
+
+def _side(source: Source) -> int:
+    """Return the resolution of an array's images."""
+    check(isinstance(source.items, np.ndarray), "`resolution` says to what size the images of a folder are brought.")
+    _, height, width, _ = source.items.shape
+    check(height == width, f"The images have {height} x {width} pixels: pass `resolution`, the side of a square.")
+    return height
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM and Ctrl-C set; a second Ctrl-C interrupts at once."""
+    stopped, before = threading.Event(), {}
+
+    def handle(number: int, frame: Any) -> None:
+        if stopped.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped.set()
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

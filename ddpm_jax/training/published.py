@@ -1,0 +1,106 @@
+"""What becomes of a run: averages of any length from its snapshots, and the card that goes with its weights."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.checkpoint.folder import read_config, read_weights, steps_in
+from ddpm_jax.files import read_json
+from ddpm_jax.params import Params
+from ddpm_jax.training import ema, logs
+from ddpm_jax.training.loop import RECORD, SNAPSHOTS
+from ddpm_jax.validation import check
+
+
+def average(run: str | Path, length: float, *, step: int | None = None) -> Params:
+    """Return the average of a run's weights over a length that is chosen afterwards.
+
+    Args:
+        run: folder of a run with `power_ema`.
+        length: standard deviation of the average's weights over time, as a share of the training: 0.05 to 0.25.
+        step: where it ends; by default at the last snapshot.
+
+    Raises:
+        FileNotFoundError: the run has no snapshots.
+        ValueError: a length out of range, a step before the first snapshot.
+
+    Example:
+        >>> params = average("runs/photos", 0.12)                                           # doctest: +SKIP
+    """
+    run = Path(run).expanduser()
+    record = read_record(run)
+    lengths, steps = record["config"]["ema"]["power_ema"], steps_in(run / SNAPSHOTS)
+    if not steps:
+        raise FileNotFoundError(f"{run} has no snapshots: train with --power-ema 0.05 0.10.")
+    step = steps[-1] if step is None else step
+    check(steps[0] <= step, f"The first snapshot of {run} is that of step {steps[0]}, after step {step}.")
+    steps = [number for number in steps if number <= step]
+    config = read_config(run)
+    snapshots = [(number, place) for number in steps for place in range(len(lengths))]
+    gammas = [ema.gamma_from_length(value) for value in lengths]
+    shares = ema.solve([(number, gammas[place]) for number, place in snapshots], step, length)
+    total: Any = None
+    for share, (number, place) in zip(shares, snapshots, strict=True):
+        tree = read_weights(run / SNAPSHOTS, number, str(place), config)
+        scaled = jax.tree.map(lambda leaf, share=share: np.float64(share) * leaf, tree)
+        total = scaled if total is None else jax.tree.map(np.add, total, scaled)
+    return Params(jax.tree.map(lambda leaf: jax.device_put(leaf.astype(np.float32)), total), config)
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Return what a run's train.json says.
+
+    Raises:
+        FileNotFoundError: the folder is no run.
+    """
+    if not is_run(run):
+        raise FileNotFoundError(f"{run} is no training run: it has no {RECORD}.")
+    return read_json(run / RECORD)
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is that of a training run."""
+    return (folder / RECORD).is_file()
+
+
+def card(run: Path) -> str:
+    """Return a README.md for the weights of a run: the data, the steps, the numbers."""
+    record, lines = read_record(run), logs.read(run)
+    config, data = record["config"], record["data"]
+    last = next((line for line in reversed(lines) if "loss" in line), None)
+    validation = next((line for line in reversed(lines) if "validation_loss" in line), None)
+    source = Path(config["data"]["data"]).name
+    rows = {
+        "images": f"{data['images']} of `{source}`, {data['channels']} channels",
+        "classes": ", ".join(data["classes"]) or "none",
+        "parameters": f"{record['parameters']:,}",
+        "steps": last["step"] if last else "none",
+        "batch size": config["run"]["batch_size"],
+        "learning rate": f"{config['optimizer']['learning_rate']} ({config['optimizer']['lr_schedule']})",
+        "weights": f"average, decay {config['ema']['ema_decay']}",
+        "training loss": f"{last['loss']:.5f}" if last else "none",
+        "validation loss": f"{validation['validation_loss']:.5f}" if validation else "not measured",
+        "trained on": record["devices"],
+        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [ddpm, diffusion, jax]
+---
+
+# A denoising diffusion model, trained with ddpm_jax
+
+| | |
+|---|---|
+{table}
+
+```python
+from diffusers import DDPMPipeline
+
+DDPMPipeline.from_pretrained(".")(batch_size=1).images[0].save("image.png")
+```
+"""

@@ -1,0 +1,326 @@
+"""One step of training: optimiser, averages, accumulation, sharding rule, importance sampling."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import make_params
+
+from ddpm_jax import losses, sharding
+from ddpm_jax.losses import Objective
+from ddpm_jax.training import PRESETS, DataConfig, EmaConfig, OptimizerConfig, RunConfig, TrainConfig, ema
+from ddpm_jax.training.config import differences, network
+from ddpm_jax.training.step import Run, compiled, count_parameters, create, learning_rate, make_optimizer
+
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
+
+
+def config(**changes):
+    return TrainConfig(
+        data=DataConfig(data="digits"), **{"optimizer": OPTIMIZER, "run": RunConfig(batch_size=8, steps=10), **changes}
+    )
+
+
+def batch(number, count=8, classes=None):
+    generator = np.random.default_rng(number)
+    images = generator.integers(0, 256, (count, 8, 8, 1), np.uint8)
+    return images, None if classes is None else generator.integers(0, classes, count)
+
+
+def do(config, steps, params=None, mesh=None):
+    """Train for some steps; the state and the metrics of each."""
+    params = make_params() if params is None else params
+    mesh = sharding.data_mesh() if mesh is None else mesh
+    run = Run(params.config, config)
+    state = create(run, params.weights, mesh)
+    step, seen = compiled(run, state, mesh), []
+    for number in range(steps):
+        placed = sharding.place(
+            batch(number, config.run.batch_size, params.config.unet.num_class_embeds), mesh, split=True
+        )
+        state, metrics = step(state, *placed)
+        seen.append(metrics)
+    return state, seen
+
+
+def typical_gap(one, other):
+    """The difference that 99 % of the weights stay below; Adam turns the rounding of a gradient of zero into a step."""
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return np.quantile(np.concatenate([np.abs(np.asarray(a - b)).ravel() for a, b in pairs]), 0.99)
+
+
+def test_is_optax_on_the_public_loss():
+    """The same numbers as the loop that a user would write with `losses.per_image` and optax."""
+    params, settings = make_params(), config()
+    state, metrics = do(settings, 3)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    mine, opt_state = params, optimizer.init(params)
+    for number in range(3):
+        key, _, t_key = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 3)
+        images, _ = batch(number)
+        t = losses.draw_timesteps(t_key, jnp.arange(8), 1000, antithetic=False)
+        x_0 = images.astype(np.float32) / 127.5 - 1
+        mean = lambda params, key=key, x_0=x_0, t=t: losses.per_image(params, key, x_0, t=t)[0].mean()
+        value, gradient = jax.value_and_grad(mean)(mine)
+        updates, opt_state = optimizer.update(gradient, opt_state, mine)
+        mine = optax.apply_updates(mine, updates)
+        np.testing.assert_allclose(metrics[number].loss, value, rtol=1e-4)
+        np.testing.assert_allclose(metrics[number].grad_norm, optax.tree.norm(gradient), rtol=1e-3)
+        counts = np.bincount(np.asarray(t) * 4 // 1000, minlength=4)
+        np.testing.assert_array_equal(metrics[number].quarter_counts, counts)
+        np.testing.assert_allclose(metrics[number].quarter_sums.sum() / 8, value, rtol=1e-4)
+    assert typical_gap(state.weights, mine.weights) < 1e-6
+    assert int(state.step) == 3
+
+
+def test_accumulated_parts_make_the_same_step():
+    whole, _ = do(config(), 2)
+    parts, _ = do(config(optimizer=dataclasses.replace(OPTIMIZER, accumulate=4)), 2)
+    assert typical_gap(whole.weights, parts.weights) < 1e-6
+
+
+def test_what_is_drawn_depends_on_seed_and_step():
+    one, metrics = do(config(), 2)
+    again, _ = do(config(), 2)
+    jax.tree.map(np.testing.assert_array_equal, one, again)
+    other, _ = do(config(run=RunConfig(batch_size=8, steps=10, seed=1)), 2)
+    assert typical_gap(one.weights, other.weights) > 1e-5
+
+
+def test_dropout_is_on():
+    one, other = (do(config(), 1, make_params(dropout=rate))[1][0].loss for rate in (0.0, 0.5))
+    assert one != other
+
+
+def test_remat_changes_nothing():
+    plain, _ = do(config(), 1)
+    again, _ = do(config(), 1, make_params(remat=True))
+    assert typical_gap(plain.weights, again.weights) < 1e-6
+
+
+def test_bfloat16_keeps_float32_state():
+    state, metrics = do(config(), 1, make_params(dtype="bfloat16"))
+    assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(state))
+    plain, expected = do(config(), 1)
+    np.testing.assert_allclose(metrics[0].loss, expected[0].loss, rtol=0.03)  # eight bits of mantissa
+
+
+def test_fixed_weights_stay(monkeypatch):
+    """Weight decay would move Fourier frequencies, whose gradient is zero."""
+    params = make_params(time_embedding_type="fourier")
+    run = Run(params.config, config(optimizer=OptimizerConfig(optimizer="adamw", weight_decay=0.1, warmup_steps=0)))
+    optimizer = make_optimizer(run)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.ones_like, params.weights), optimizer.init(params.weights), params.weights
+    )
+    assert not np.any(updates["time_proj"]["weight"])
+    assert np.all(updates["conv_in"]["kernel"])
+
+
+class TestAverages:
+    def test_ema(self):
+        """By hand: the first update copies, then the stated decays."""
+        settings = config(ema=EmaConfig(ema_decay=0.9, ema_power=0.75))
+        averages, weights = [], []
+        for steps in (1, 2, 3):
+            state, _ = do(settings, steps)
+            averages.append(np.asarray(state.ema["conv_in"]["kernel"]))
+            weights.append(np.asarray(state.weights["conv_in"]["kernel"]))
+        expected = weights[0]
+        for step in (1, 2):
+            decay = min(0.9, 1 - (1 + step) ** -0.75)
+            expected = decay * expected + (1 - decay) * weights[step]
+            np.testing.assert_allclose(averages[step], expected, rtol=1e-5, atol=1e-8)
+        np.testing.assert_array_equal(averages[0], weights[0])
+
+    def test_post_hoc_average_of_any_length(self):
+        """From snapshots of two averages of a known curve, the average of a third length, against its definition."""
+        lengths, wanted, stop = (0.05, 0.10), 0.15, 2000
+        curve = lambda step: np.sin(np.asarray(step) / 300) + np.asarray(step) / 1000
+        gammas = [ema.gamma_from_length(length) for length in lengths]
+        averages, snapshots, values = [0.0, 0.0], [], []
+        for step in range(stop):
+            for number, gamma in enumerate(gammas):
+                decay = float(ema.power_decay_at(step, gamma))
+                averages[number] = decay * averages[number] + (1 - decay) * curve(step)
+            if (step + 1) % 200 == 0:
+                snapshots += [(step + 1, gamma) for gamma in gammas]
+                values += averages
+        gamma = ema.gamma_from_length(wanted)
+        steps = np.arange(1, stop + 1)
+        share = (steps / stop) ** (gamma + 1) - ((steps - 1) / stop) ** (gamma + 1)
+        direct = (share * curve(steps - 1)).sum()
+        found = ema.solve(snapshots, stop, wanted) @ values
+        assert abs(share.sum() - 1) < 1e-12
+        assert abs(found - direct) < 2e-3 * abs(direct)  # ten snapshots; the nearest kept average is 4 % off
+        assert min(abs(value - direct) for value in averages) > 0.02 * abs(direct)
+
+    def test_length_is_a_standard_deviation(self):
+        """Of tau^gamma on [0, 1]."""
+        for length in (0.03, 0.1, 0.2):
+            gamma = ema.gamma_from_length(length)
+            tau = (np.arange(2_000_000) + 0.5) / 2_000_000
+            weight = tau**gamma / (tau**gamma).sum()
+            mean = (weight * tau).sum()
+            np.testing.assert_allclose(np.sqrt((weight * (tau - mean) ** 2).sum()), length, rtol=1e-5)
+
+    def test_bad_lengths(self):
+        with pytest.raises(ValueError, match="relative length"):
+            ema.gamma_from_length(0.3)
+        with pytest.raises(ValueError, match="no snapshots"):
+            ema.solve([], 10, 0.1)
+
+
+def test_importance_sampling_is_unbiased_and_prefers_large_losses():
+    """Once every timestep has its losses, a draw is weighted by 1 / (T p)."""
+    from ddpm_jax.training.step import _remembered, _timesteps
+
+    total, generator = 8, np.random.default_rng(0)
+    history = (jnp.zeros((total, 10)), jnp.zeros(total, jnp.int32))
+    for _ in range(30):
+        t = jnp.asarray(generator.permutation(total))
+        history = _remembered(history, t, (t + 1.0))
+    assert np.all(history[1] == 10)
+    np.testing.assert_array_equal(history[0], np.repeat(np.arange(1.0, total + 1)[:, None], 10, axis=1))
+    objective = Objective(timestep_sampling="importance")
+    t, weights = _timesteps(objective, history, jax.random.key(0), jnp.arange(40_000), total)
+    shares = np.bincount(t, minlength=total) / 40_000
+    np.testing.assert_allclose(shares, np.arange(1, total + 1) / 36, atol=0.01)  # five deviations of 40,000 draws
+    np.testing.assert_allclose((weights * (t + 1.0)).mean(), np.arange(1, total + 1).mean(), rtol=1e-2)
+    young = (history[0], history[1].at[3].set(9))
+    t, weights = _timesteps(objective, young, jax.random.key(0), jnp.arange(4000), total)
+    assert np.all(weights == 1) and abs(np.mean(t) - 3.5) < 0.2
+
+
+def test_the_oldest_loss_falls_out():
+    from ddpm_jax.training.step import _remembered
+
+    history = (jnp.zeros((2, 10)), jnp.zeros(2, jnp.int32))
+    for value in range(12):
+        history = _remembered(history, jnp.array([1]), jnp.array([float(value)]))
+    assert history[0][1].tolist() == list(range(2, 12)) and history[1].tolist() == [0, 10]
+
+
+def test_importance_sampling_trains():
+    settings = config(objective=Objective(timestep_sampling="importance"))
+    state, _ = do(settings, 2)
+    assert int(state.history[1].sum()) == 16
+
+
+def test_classes_and_their_dropout_reach_the_loss():
+    params = make_params(num_class_embeds=4)
+    for objective in (Objective(), Objective(label_dropout=0.5)):
+        state, metrics = do(config(objective=objective), 2, params)
+        assert np.isfinite(metrics[-1].loss)
+
+
+class TestPaper:
+    """The recipe of Ho et al. 2020 for CIFAR-10, as the preset has it."""
+
+    preset = PRESETS["cifar10"]
+
+    def test_parameters(self):
+        from ddpm_jax.models.layout import layout
+
+        built = network(self.preset, 32, 3, 0)
+        assert count_parameters(layout(built.unet).weights) == 35_746_307
+        assert count_parameters(layout(network(PRESETS["lsun-256"], 256, 3, 0).unet).weights) == 113_673_219
+
+    def test_learning_rate(self):
+        rate = learning_rate(self.preset.optimizer, self.preset.run.steps)
+        np.testing.assert_allclose(
+            [rate(step) for step in (0, 1, 2500, 5000, 700_000)], [0, 4e-8, 1e-4, 2e-4, 2e-4], rtol=1e-3
+        )
+
+    def test_average(self):
+        """It begins at the weights of the first step, and keeps 0.9999 of itself from then on."""
+        settings = self.preset.ema
+        decays = [
+            ema.decay_at(step, settings.ema_decay, settings.ema_inv_gamma, settings.ema_power) for step in (0, 1, 9)
+        ]
+        np.testing.assert_allclose(decays, [0, 0.9999, 0.9999], rtol=1e-6)
+
+    def test_clipping_and_adam(self):
+        settings = self.preset.optimizer
+        assert (settings.clip_norm, settings.optimizer) == (1.0, "adam")
+        assert (settings.adam_b1, settings.adam_b2, settings.adam_eps) == (0.9, 0.999, 1e-8)
+
+    def test_the_rest(self):
+        preset, built = self.preset, network(self.preset, 32, 3, 0)
+        assert (preset.run.batch_size, preset.run.steps, preset.data.flip) == (128, 800_000, True)
+        assert built.unet.dropout == 0.1 and built.sampler.to_dict()["variance_type"] == "fixed_large"
+        assert (built.schedule.beta_start, built.schedule.beta_end) == (0.0001, 0.02)
+
+    def test_initial_loss(self):
+        """conv_out begins at nearly zero, so that the first loss is the mean square of eps."""
+        small = dataclasses.replace(
+            self.preset, model=dataclasses.replace(self.preset.model, channels=32, channel_multipliers=(1, 2))
+        )
+        import ddpm_jax
+
+        params = ddpm_jax.init(jax.random.key(0), network(small, 32, 3, 0))
+        value = ddpm_jax.loss(params, jax.random.key(1), jnp.zeros((16, 32, 32, 3)))
+        assert abs(value - 1) < 0.02  # 49,152 squares of deviation sqrt(2): 0.0064
+
+
+def test_rule_of_sharding():
+    """By the largest axis that divides; small arrays lie everywhere."""
+    devices = np.array(jax.devices() * 2)[:2] if jax.device_count() > 1 else np.array(jax.devices())
+    mesh = sharding.data_mesh(list(devices))
+    tree = {"kernel": jnp.zeros((3, 3, 32, 64)), "bias": jnp.zeros(64)}
+    specs = {name: entry.spec for name, entry in sharding.weight_shardings(tree, mesh, split=True).items()}
+    assert specs == {
+        "kernel": jax.sharding.PartitionSpec(None, None, None, "data"),
+        "bias": jax.sharding.PartitionSpec(),
+    }
+    whole = sharding.weight_shardings(tree, mesh, split=False)
+    assert all(entry.spec == jax.sharding.PartitionSpec() for entry in whole.values())
+
+
+class TestConfig:
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_presets_can_be_built(self, name):
+        preset = PRESETS[name]
+        built = network(preset, preset.data.resolution, 3, 0)
+        losses.check_objective(built, preset.objective)
+
+    def test_decaying_rates_fix_the_steps(self):
+        one = config(optimizer=dataclasses.replace(OPTIMIZER, lr_schedule="cosine"))
+        other = dataclasses.replace(one, run=RunConfig(batch_size=8, steps=20))
+        assert differences(one, other) == ["steps 10 there, 20 here (the learning rate is cosine)"]
+
+    def test_there_and_back(self):
+        for preset in PRESETS.values():
+            assert TrainConfig.from_dict(preset.to_dict()) == preset
+
+    def test_what_may_change(self):
+        one = config()
+        other = dataclasses.replace(one, run=RunConfig(batch_size=8, steps=99, log_every=7, keep_last=5))
+        assert differences(one, other) == []
+        other = dataclasses.replace(one, run=RunConfig(batch_size=8, seed=3), optimizer=OptimizerConfig())
+        assert differences(one, other) == [
+            "learning_rate 0.001 there, 0.0001 here",
+            "warmup_steps 0 there, 500 here",
+            "seed 0 there, 3 here",
+        ]
+
+    @pytest.mark.parametrize(
+        "make, message",
+        [
+            (lambda: RunConfig(batch_size=0), "`batch_size` must be at least 1"),
+            (lambda: DataConfig(data="x", min_crop=0.0), "`min_crop` must be above 0"),
+            (lambda: OptimizerConfig(weight_decay=0.1), "belongs to `optimizer` adamw"),
+            (lambda: OptimizerConfig(clip_norm=-1.0), "`clip_norm` must not be negative"),
+            (lambda: EmaConfig(power_ema=(0.5,)), "`power_ema` must be relative lengths"),
+            (lambda: config(optimizer=OptimizerConfig(accumulate=3)), "does not divide into 3 parts"),
+            (lambda: network(PRESETS["cifar10"], 36, 3, 0), r"`attention_resolutions` \[16\]: the levels have"),
+            (lambda: network(PRESETS["tiny-16"], 18, 1, 0), "attention_resolutions"),
+            (lambda: TrainConfig.from_dict({"data": {"dta": "x"}}), "no field `dta`. Did you mean `data`"),
+        ],
+    )
+    def test_bad_settings(self, make, message, untyped):
+        with pytest.raises(ValueError, match=message):
+            make()

@@ -1,0 +1,160 @@
+"""Data: any image file, broken ones named, batches that belong to their step."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.training import DataConfig
+from ddpm_jax.training.data import Batches, centred, open_source
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Files of several kinds and sizes, in two folders; each is of one colour."""
+    for number, (name, mode, size) in enumerate(
+        [
+            ("apple/a.png", "RGB", (20, 12)),
+            ("apple/b.jpg", "RGB", (40, 64)),
+            ("pear/c.webp", "RGB", (16, 16)),
+            ("pear/deep/d.png", "L", (9, 30)),
+            ("pear/e.png", "RGBA", (16, 8)),
+            ("pear/f.png", "P", (16, 8)),
+        ]
+    ):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, size, 40 * number if mode in "LP" else (40 * number,) * len(mode)).save(path)
+    return tmp_path / "photos"
+
+
+def batches(data, resolution=8, batch_size=4, **changes):
+    config = DataConfig(data=str(data), **changes)
+    source = open_source(config.data, class_conditional=config.class_conditional)
+    return Batches(source, config, resolution, batch_size=batch_size, seed=3)
+
+
+def test_folders(photos):
+    source = open_source(str(photos))
+    assert len(source) == 6 and source.channels == 3 and source.labels is None
+    batch = batches(photos, batch_size=6)(0)
+    assert batch.images.shape == (6, 8, 8, 3) and batch.images.dtype == np.uint8 and batch.labels is None
+    colours = sorted(batch.images.reshape(6, -1).mean(1).round())
+    # JPEG and WebP lose a little; the last file's palette is black
+    np.testing.assert_allclose(colours, [0, 0, 40, 80, 120, 160], atol=2)
+
+
+def test_sub_folders_are_classes(photos):
+    source = open_source(str(photos), class_conditional=True)
+    assert source.classes == ("apple", "pear") and source.labels.tolist() == [0, 0, 1, 1, 1, 1]
+    batch = batches(photos, batch_size=6, class_conditional=True)(0)
+    assert sorted(batch.labels.tolist()) == [0, 0, 1, 1, 1, 1]
+    Image.new("RGB", (8, 8)).save(photos / "stray.png")
+    with pytest.raises(ValueError, match="every image lies in a sub-folder"):
+        open_source(str(photos), class_conditional=True)
+
+
+def test_grey_folders_have_one_channel(tmp_path):
+    Image.new("L", (8, 8), 7).save(tmp_path / "a.png")
+    Image.new("1", (8, 8), 1).save(tmp_path / "b.png")
+    assert open_source(str(tmp_path)).channels == 1
+
+
+def test_broken_files_are_named(photos):
+    whole = (photos / "apple/b.jpg").read_bytes()
+    (photos / "apple/b.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    (photos / "pear/c.webp").write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match=r"2 of 6 images cannot be read: .*apple/b.jpg, .*pear/c.webp"):
+        open_source(str(photos))
+    source = open_source(str(photos), skip_broken=True)
+    assert len(source) == 4 and [path.name for path in source.broken] == ["b.jpg", "c.webp"]
+
+
+def test_arrays(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "both.npz", images=images, labels=np.array([0, 1, 2, 1, 0]))
+    source = open_source(str(tmp_path / "both.npz"), class_conditional=True)
+    assert source.classes == ("0", "1", "2") and source.channels == 3
+    np.save(tmp_path / "grey.npy", images[..., 0])
+    np.testing.assert_array_equal(centred(open_source(str(tmp_path / "grey.npy")), 8, 99).images, images[..., :1])
+
+
+def test_digits():
+    source = open_source("digits", class_conditional=True)
+    assert len(source) == 1797 and len(source.classes) == 10 and source.channels == 1
+
+
+class TestBatches:
+    def test_belong_to_their_step(self, photos):
+        """Whatever was asked for before, and by whom."""
+        one, other = batches(photos, crop="random_resized"), batches(photos, crop="random_resized")
+        later = one(5)
+        np.testing.assert_array_equal(other(0).images, one(0).images)
+        np.testing.assert_array_equal(other(5).images, later.images)
+        assert np.any(one(0).images != one(1).images)
+
+    def test_parts_make_the_whole(self, photos):
+        served = batches(photos, flip=True)
+        for step, *parts in zip(range(2, 5), *(served.own(2, 5, part, 2) for part in range(2)), strict=True):
+            joined = np.concatenate([part.images for part in parts])
+            np.testing.assert_array_equal(joined, served(step).images)
+
+    def test_every_image_once_an_epoch_in_another_order(self, tmp_path):
+        np.save(
+            tmp_path / "numbers.npy",
+            np.arange(12, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8),
+        )
+        served = batches(tmp_path / "numbers.npy", resolution=4, batch_size=4)
+        epochs = [
+            np.concatenate([served(3 * epoch + step).images[:, 0, 0, 0] for step in range(3)]) for epoch in range(2)
+        ]
+        assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
+        assert list(epochs[0]) != list(epochs[1])
+
+    def test_flips_are_per_image_and_half(self, tmp_path):
+        image = np.zeros((1, 4, 4, 1), np.uint8)
+        image[:, :, 0] = 255
+        np.save(tmp_path / "edge.npy", image)
+        flipped = batches(tmp_path / "edge.npy", resolution=4, batch_size=400)(0).images[:, 0, 3, 0] == 255
+        assert 150 < flipped.sum() < 250  # 200 expected, of deviation 10
+        still = batches(tmp_path / "edge.npy", resolution=4, batch_size=400, flip=False)(0).images
+        assert np.all(still[:, :, 0] == 255)
+
+    def test_crops(self, tmp_path):
+        """A ramp shows which part was taken: the middle, or a random square of at least the stated share."""
+        ramp = np.tile(np.arange(200, dtype=np.uint8), (100, 1))
+        Image.fromarray(ramp).save(tmp_path / "ramp.png")
+        middle = batches(tmp_path, resolution=10, batch_size=1, flip=False)(0).images[0, 0, :, 0].astype(int)
+        np.testing.assert_allclose(middle, np.arange(10) * 10 + 54.5, atol=1.5)
+        cut = batches(tmp_path, resolution=10, batch_size=200, crop="random_resized", min_crop=0.25, flip=False)(
+            0
+        ).images
+        first, last = (cut[:, 0, place, 0].astype(int) for place in (0, -1))
+        sides = (last - first) / 0.9
+        assert 48 <= sides.min() < 60 and 90 < sides.max() <= 103
+        assert first.min() < 10 and last.max() > 180
+
+    def test_a_photograph_is_turned_as_its_camera_was(self, tmp_path):
+        image = Image.new("L", (16, 8), 0)
+        image.paste(255, (0, 0, 8, 8))
+        exif = image.getexif()
+        exif[0x0112] = 6  # turned by 90 degrees
+        image.save(tmp_path / "photo.png", exif=exif)
+        upright = open_source(str(tmp_path)).image(0, 8)
+        assert upright.size == (8, 16)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda folder: None, "holds no images"),
+        (lambda folder: (folder / "a.png").write_bytes(b""), "1 of 1 images cannot be read"),
+        (lambda folder: np.save(folder / "x.npy", np.zeros((2, 4, 4, 3))), "must be uint8"),
+        (lambda folder: np.savez(folder / "x.npz", a=np.zeros(3), b=np.zeros(3)), "name one of them `images`"),
+        (lambda folder: (folder / "x.txt").write_text("x"), "neither a folder nor an .npz or .npy"),
+    ],
+)
+def test_bad_data(tmp_path, make, message):
+    make(tmp_path)
+    files = [path for path in tmp_path.iterdir() if path.suffix in (".npy", ".npz", ".txt")]
+    with pytest.raises(ValueError, match=message):
+        open_source(str(files[0] if files else tmp_path))

@@ -1,0 +1,113 @@
+"""One device, eight devices, weights split over them, two processes of four: the same training, to rounding."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_params
+from test_training_runs import state_of
+
+import ddpm_jax
+
+STEPS = 3
+FLAGS = (
+    *("--resolution", 8, "--batch-size", 8, "--steps", STEPS, "--learning-rate", 1e-3, "--warmup-steps", 0),
+    *("--log-every", 1, "--sample-every", 3, "--sample-evals", 2, "--num-samples", 8, "--validate-every", 3),
+    *("--optimizer", "adam", "--weight-decay", 0, "--dropout", 0.1, "--power-ema", 0.05, "--snapshot-every", 3),
+)
+# A rounding error of a small gradient is one of a whole step of Adam: three steps of 1e-3 for a few weights, but not
+# for most.
+GREATEST, MEDIAN = 6e-3, 1e-6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layouts")
+    np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), np.uint8))
+    ddpm_jax.save(make_params(), folder / "model")
+    return folder
+
+
+def launch(folder, out, devices, *words):
+    data = ("--data", folder / "images.npy", "--held-out", folder / "images.npy", "--init", folder / "model")
+    argv = ["train", *data, *FLAGS, "--out", folder / out, *words]
+    program = f"import jax, sys; jax.config.update('jax_num_cpu_devices', {devices})\n"
+    program += "from ddpm_jax import cli; cli.main(sys.argv[1:])"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, argv)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finished(*processes):
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=180)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def compare(folder, one, other):
+    one, other = (state_of(folder / name, STEPS) for name in (one, other))
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    gaps = np.concatenate([np.abs(np.asarray(a, np.float64) - b).ravel() for a, b in pairs])
+    assert gaps.max() < GREATEST and np.median(gaps) < MEDIAN, (gaps.max(), np.median(gaps))
+
+
+@pytest.fixture(scope="module")
+def one(folder):
+    finished(launch(folder, "one", 1))
+    return "one"
+
+
+@pytest.mark.parametrize("sharding", ["data", "fsdp"])
+def test_eight_devices(folder, one, sharding):
+    finished(launch(folder, sharding, 8, "--sharding", sharding))
+    compare(folder, one, sharding)
+
+
+def test_two_processes_of_four(folder, one):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joined = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--sharding", "fsdp", "--process-id")
+    finished(*(launch(folder, "two", 4, *joined, number) for number in range(2)))
+    compare(folder, one, "two")
+    assert (folder / "two/samples/step-00000003.png").exists()
+
+
+def test_a_batch_that_does_not_divide(folder):
+    process = launch(folder, "bad", 8, "--batch-size", 12)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "does not divide over 8 devices" in errors
+    assert not (folder / "bad").exists()
+
+
+def test_fsdp_splits_weights_moments_and_averages():
+    """In a process of eight devices: each holds an eighth of every large array."""
+    program = """
+import jax; jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+from ddpm_jax import sharding
+from ddpm_jax.params import init
+from ddpm_jax.training import DataConfig, ModelConfig, RunConfig, TrainConfig
+from ddpm_jax.training.config import network
+from ddpm_jax.training.step import Run, create
+model = ModelConfig(channels=32, channel_multipliers=(1, 2), attention_resolutions=())
+config = TrainConfig(data=DataConfig(data="digits"), model=model, run=RunConfig(sharding="fsdp"))
+built = network(config, 8, 1, 0)
+state = create(Run(built, config), init(jax.random.key(0), built).weights, sharding.data_mesh())
+for tree in (state.weights, state.ema, state.opt_state):
+    large = [leaf for leaf in jax.tree.leaves(tree) if leaf.size >= sharding.LEAST_SPLIT]
+    assert len(large) > 20
+    for leaf in large:
+        assert leaf.addressable_shards[0].data.size * 8 == leaf.size, leaf.shape
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]

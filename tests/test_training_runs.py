@@ -1,0 +1,298 @@
+"""Runs on disk: stopped in every way, gone on with exactly, refused where they do not fit."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import make_params, small_params
+from PIL import Image
+
+import ddpm_jax
+from ddpm_jax import cli
+from ddpm_jax.training import PRESETS, DataConfig, Diverged, EmaConfig, RunConfig, TrainConfig, logs, train
+from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.config import ModelConfig, OptimizerConfig
+
+STEPS = 12
+
+
+@pytest.fixture
+def network_json(tmp_path):
+    path = tmp_path / "network.json"
+    path.write_text(json.dumps(small_params().config.unet.to_dict()))
+    return path
+
+
+@pytest.fixture
+def settings(network_json, tmp_path):
+    """A run of 12 small steps that saves every fourth."""
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", generator.integers(0, 256, (40, 8, 8, 1), np.uint8))
+    return TrainConfig(
+        data=DataConfig(data=str(tmp_path / "images.npy"), workers=2),
+        model=ModelConfig(model_config=network_json, dropout=0.1),
+        optimizer=OptimizerConfig(warmup_steps=2, learning_rate=1e-3),
+        ema=EmaConfig(power_ema=(0.05, 0.1), snapshot_every=6),
+        run=RunConfig(
+            batch_size=8, steps=STEPS, save_every=4, log_every=2, sample_every=0, num_samples=4, sample_evals=2
+        ),
+    )
+
+
+def command(settings, out, *words):
+    """The same settings as a command line."""
+    flags = []
+    defaults = PRESETS["small-32"].to_dict()
+    for group, items in settings.to_dict().items():
+        for name, value in items.items():
+            if value != defaults[group][name] and value is not None:
+                flag, values = "--" + name.replace("_", "-"), value if isinstance(value, tuple | list) else [value]
+                flags += (
+                    [flag] if value is True else [f"--no-{flag[2:]}"] if value is False else [flag, *map(str, values)]
+                )
+    flags += [] if settings.data.resolution else ["--resolution", "8"]
+    return ["train", *flags, "--out", str(out), *words]
+
+
+def subprocess_of(argv, patch="", cwd=None):
+    program = f"import sys\nfrom ddpm_jax import cli\n{patch}\ncli.main(sys.argv[1:])"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd
+    )
+
+
+def state_of(out, step=STEPS):
+    """Every array of a checkpoint, whatever devices wrote it."""
+    folder = out / "checkpoints" / str(step) / "default"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        like = jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), checkpointer.metadata(folder).item_metadata.tree
+        )
+        as_numpy = ocp.checkpoint_utils.construct_restore_args(like)
+        return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(like, restore_args=as_numpy))
+
+
+def lines_of(out):
+    timings = ("steps_per_second", "images_per_second")
+    return [{name: value for name, value in line.items() if name not in timings} for line in logs.read(out)]
+
+
+def test_stopped_and_gone_on_with_is_bit_for_bit_the_same(settings, tmp_path):
+    """kill -9 at step 7, SIGTERM at step 10, and on to the end: weights, optimiser, averages, metrics, snapshots."""
+    train(settings, tmp_path / "whole")
+    kill = """
+import os, signal, time
+from ddpm_jax.training import logs
+add = logs.Log.add
+def dying(self, step, metrics):
+    if step == STEP:
+        while not os.path.isdir(sys.argv[sys.argv.index("--out") + 1] + "/checkpoints/4"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGNAL)
+    add(self, step, metrics)
+logs.Log.add = dying
+"""
+    whole = TrainConfig.from_dict(json.loads((tmp_path / "whole/train.json").read_text())["config"])
+    assert whole == settings
+    out = tmp_path / "stopped"
+    words = command(settings, out, "--resume")
+    killed = subprocess_of(words, kill.replace("STEP", "7").replace("SIGNAL", "SIGKILL"))
+    assert killed.wait(120) == -signal.SIGKILL
+    stopped = subprocess_of(words, kill.replace("STEP", "10").replace("SIGNAL", "SIGTERM"))
+    _, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 0 and "Stopped at step 10" in errors, errors
+    assert Checkpoints(out / "checkpoints", keep_last=2, keep_every=0).steps()[-1] == 10
+    finished = subprocess_of(words)
+    _, errors = finished.communicate(timeout=120)
+    assert finished.returncode == 0, errors
+
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "whole"), state_of(out))
+    assert lines_of(tmp_path / "whole")[-1] == lines_of(out)[-1]
+    assert [line["step"] for line in lines_of(out)] == list(range(2, STEPS + 1, 2))
+    snapshots = [sorted(os.listdir(folder / "snapshots")) for folder in (tmp_path / "whole", out)]
+    assert snapshots == [["12", "6"], ["12", "6"]]
+    assert (out / "learning_curve.png").exists()
+
+
+def test_a_run_opens_as_a_model(settings, tmp_path):
+    params = train(settings, tmp_path / "run")
+    opened = ddpm_jax.load(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, opened.weights, params.weights)
+    assert opened.config.unet.sample_size == 8
+    raw = ddpm_jax.load(tmp_path / "run", ema=False)
+    jax.tree.map(np.testing.assert_array_equal, raw.weights, state_of(tmp_path / "run")["weights"])
+    assert np.any(np.asarray(raw.weights["conv_in"]["kernel"]) != opened.weights["conv_in"]["kernel"])
+    ddpm_jax.sample(opened, jax.random.key(0), 2, sampler="fast")
+
+
+def test_a_damaged_checkpoint_is_passed_over(settings, tmp_path, caplog):
+    """Cut off half-way: the one before is gone on with, to the same end."""
+    train(settings, tmp_path / "run")
+    end = state_of(tmp_path / "run")
+    largest = max((tmp_path / "run/checkpoints/12").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    assert ddpm_jax.load(tmp_path / "run").config.unet.sample_size == 8
+    train(settings, tmp_path / "run", resume=True)
+    assert "checkpoint of step 12" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, end, state_of(tmp_path / "run"))
+
+
+def test_checkpoints_that_stay(settings, tmp_path):
+    run = dataclasses.replace(settings.run, save_every=1, keep_last=2, keep_every=5)
+    train(dataclasses.replace(settings, run=run), tmp_path / "run")
+    assert sorted(map(int, os.listdir(tmp_path / "run/checkpoints"))) == [5, 10, 11, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path):
+    """With the step, the losses before and the last good checkpoint, from which it can go on."""
+    wild = dataclasses.replace(
+        settings,
+        optimizer=OptimizerConfig(warmup_steps=9, learning_rate=1e38, clip_norm=0.0),
+        run=dataclasses.replace(settings.run, save_every=1, keep_last=9),
+    )
+    with pytest.raises(
+        Diverged, match=r"not finite at step (\d+). The last losses: 1: .* The last good checkpoint"
+    ) as error:
+        train(wild, tmp_path / "run")
+    step = int(str(error.value).split("at step ")[1].split(".")[0])
+    good = Checkpoints(tmp_path / "run/checkpoints", keep_last=None, keep_every=0).steps()
+    assert good and good[-1] < step
+    weights = ddpm_jax.load(tmp_path / "run").weights
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
+
+
+def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(settings, tmp_path):
+    """A limit on the size of files, set after the first checkpoint, stands for it."""
+    limit = """
+import resource, signal
+from ddpm_jax.training import logs
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+add = logs.Log.add
+def filling(self, step, metrics):
+    if step == 6:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+    add(self, step, metrics)
+logs.Log.add = filling
+"""
+    quiet = dataclasses.replace(settings, run=dataclasses.replace(settings.run, log_every=100), ema=EmaConfig())
+    out = tmp_path / "run"
+    process = subprocess_of(command(quiet, out), limit)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "could not be written" in errors and "The last good one is that of step 4" in errors, errors[-2000:]
+    process = subprocess_of(command(quiet, out, "--resume"))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    train(quiet, tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "whole"), state_of(out))
+
+
+def test_watching(settings, tmp_path):
+    """Lines of metrics, validation, samples, TensorBoard."""
+    run = dataclasses.replace(settings.run, sample_every=6, validate_every=6, tensorboard=True)
+    held_out = dataclasses.replace(settings.data, held_out=settings.data.data)
+    train(dataclasses.replace(settings, run=run, data=held_out), tmp_path / "run")
+    lines = logs.read(tmp_path / "run")
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [6, 12]
+    assert {"loss_q1", "loss_q4", "grad_norm", "learning_rate", "images_per_second"} <= set(lines[0])
+    assert np.asarray(Image.open(tmp_path / "run/samples/step-00000012.png")).shape == (18, 18)
+    assert any(name.startswith("events") for name in os.listdir(tmp_path / "run/tensorboard"))
+
+
+def test_fine_tuning_begins_with_the_weights(settings, tmp_path):
+    ddpm_jax.save(small_params(), tmp_path / "model")
+    tuned = dataclasses.replace(
+        settings,
+        model=ModelConfig(init=str(tmp_path / "model")),
+        optimizer=OptimizerConfig(learning_rate=1e-9, warmup_steps=0),
+        run=dataclasses.replace(settings.run, steps=1),
+    )
+    params = train(tuned, tmp_path / "run")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), params.weights, small_params().weights)
+
+
+def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
+    train(settings, tmp_path / "run")
+    before = state_of(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(settings, tmp_path / "run")
+    other = dataclasses.replace(settings, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2))
+    with pytest.raises(ValueError, match="other settings: learning_rate 0.001 there, 0.002 here"):
+        train(other, tmp_path / "run", resume=True)
+    np.save(tmp_path / "images.npy", np.zeros((39, 8, 8, 1), np.uint8))
+    with pytest.raises(ValueError, match="images 40 there, 39 here"):
+        train(settings, tmp_path / "run", resume=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter").write_text("dear")
+    with pytest.raises(FileExistsError, match="something else than a run"):
+        train(settings, tmp_path / "home")
+    jax.tree.map(np.testing.assert_array_equal, before, state_of(tmp_path / "run"))
+
+
+def test_more_steps(settings, tmp_path):
+    """A run may go on for longer than was said; its learning rate is constant."""
+    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=5))
+    train(short, tmp_path / "run")
+    train(settings, tmp_path / "run", resume=True)
+    train(settings, tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "whole"), state_of(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": DataConfig(data="nowhere")}, "no such folder or file"),
+        ({"model": ModelConfig(init="nowhere")}, "no folder nowhere"),
+    ],
+)
+def test_bad_input(settings, tmp_path, changes, message):
+    bad = dataclasses.replace(settings, **changes)
+    with pytest.raises((ValueError, OSError), match=message):
+        train(bad, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_of_another_architecture_are_refused(settings, tmp_path):
+    for changes, message in (
+        ({"in_channels": 3, "out_channels": 3}, "network for 3 channels; the data has 1"),
+        ({"num_class_embeds": 4}, "has 4 classes; the data has none"),
+        ({"out_channels": 2}, "does not go with 2 output channels"),
+    ):
+        folder = ddpm_jax.save(make_params(**changes), tmp_path / f"model-{len(message)}")
+        with pytest.raises(ValueError, match=message):
+            train(dataclasses.replace(settings, model=ModelConfig(init=str(folder))), tmp_path / "run")
+
+
+def fails(capsys, *words):
+    with pytest.raises(SystemExit):
+        cli.main(["train", *map(str, words)])
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_command_line_refuses(capsys, tmp_path):
+    assert "--data is missing" in fails(capsys, "--out", tmp_path / "run")
+    assert "--preset tiny is unknown. Did you mean `tiny-16`?" in fails(capsys, "--preset", "tiny", "--data", "digits")
+    words = ("--preset", "tiny-16", "--data", "digits", "--resolution", 18)
+    assert "attention_resolutions" in fails(capsys, *words, "--out", tmp_path / "run")
+
+
+def test_averages_of_any_length_and_publishing(settings, tmp_path, capsys):
+    """`ema` and `export` on the command line; an average that was kept is found again."""
+    train(settings, tmp_path / "run")
+    cli.main(["ema", str(tmp_path / "run"), str(tmp_path / "average"), "--length", "0.1"])
+    kept = state_of(tmp_path / "run")["power_emas"][1]
+    found = ddpm_jax.load(tmp_path / "average").weights
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), kept, found)
+    cli.main(["export", str(tmp_path / "run"), str(tmp_path / "published")])
+    card = (tmp_path / "published/README.md").read_text()
+    assert "| images | 40 of `images.npy`, 1 channels |" in card and "| steps | 12 |" in card
+    published = ddpm_jax.load(tmp_path / "published")
+    jax.tree.map(np.testing.assert_array_equal, published.weights, ddpm_jax.load(tmp_path / "run").weights)
