@@ -78,6 +78,24 @@ def test_arrays(tmp_path):
     np.testing.assert_array_equal(centred(open_source(str(tmp_path / "grey.npy")), 8, 99).images, images[..., :1])
 
 
+def test_held_out_data_is_numbered_as_the_training_data(photos, tmp_path):
+    (tmp_path / "held/pear").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "held/pear/a.png")
+    training = open_source(str(photos), class_conditional=True)
+    held_out = open_source(str(tmp_path / "held"), class_conditional=True, like=training)
+    assert held_out.labels.tolist() == [1] and held_out.channels == 3
+    assert centred(held_out, 8, 9).images.shape == (1, 8, 8, 3)
+    (tmp_path / "held/plum").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "held/plum/a.png")
+    with pytest.raises(ValueError, match=r"classes that --data has not: \['plum'\]"):
+        open_source(str(tmp_path / "held"), class_conditional=True, like=training)
+
+
+def test_sixteen_bits_of_grey(tmp_path):
+    Image.fromarray(np.full((8, 8), 257 * 100, np.uint16)).save(tmp_path / "a.png")
+    assert np.all(np.asarray(open_source(str(tmp_path)).image(0, 8)) == 100)
+
+
 def test_digits():
     source = open_source("digits", class_conditional=True)
     assert len(source) == 1797 and len(source.classes) == 10 and source.channels == 1

@@ -5,6 +5,7 @@ shuffled sequence, cropped and flipped by a generator of its own. A process read
 remembered to go on with a run. The only file that imports grain.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ class Batch(NamedTuple):
     labels: Array | None
 
 
-class Source(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
     """Images that can be read one by one, in any order.
 
     Attributes:
@@ -125,7 +127,7 @@ def _made_alike(source: Source, like: Source, data: str) -> Source:
     labels = source.labels
     if labels is not None:
         labels = np.array([like.classes.index(name) for name in source.classes])[labels]
-    return source._replace(labels=labels, classes=like.classes, channels=like.channels)
+    return dataclasses.replace(source, labels=labels, classes=like.classes, channels=like.channels)
 
 
 def _arrays(data: str, images: np.ndarray, labels: np.ndarray | None) -> Source:
