@@ -97,8 +97,8 @@ def weight_shardings(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
 
     Example:
         >>> mesh = data_mesh()
-        >>> weight_shardings({"kernel": jnp.zeros((3, 3, 64, 128))}, mesh, split=True)["kernel"].spec
-        PartitionSpec(None, None, None, 'data')
+        >>> tuple(weight_shardings({"kernel": jnp.zeros((3, 3, 64, 128))}, mesh, split=True)["kernel"].spec)
+        (None, None, None, 'data')
     """
     axis, count = mesh.axis_names[0], mesh.shape[mesh.axis_names[0]]
 

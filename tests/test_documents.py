@@ -39,10 +39,12 @@ def test_readme_commands_are_those_that_ci_runs():
 def test_command_line_options_in_the_readme_exist():
     from ddpm_jax import cli
 
-    text = " ".join(path.read_text() for path in Path(cli.__file__).parent.glob("*.py"))
+    package = Path(cli.__file__).parent.parent
+    files = [*(package / "cli").glob("*.py"), package / "training/config.py", package / "losses.py"]
+    text = " ".join(path.read_text() for path in files)
     for command in re.findall(r"^ddpm-jax .*$", README, re.MULTILINE):
         for option in re.findall(r"--([a-z-]+)", command):
-            assert re.search(rf"^    {option.replace('-', '_')}: ", text, re.MULTILINE), (command, option)
+            assert re.search(rf"^ +{option.replace('-', '_')}: ", text, re.MULTILINE), (command, option)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import make_params
+from conftest import small_params
 
 from ddpm_jax import losses, sharding
 from ddpm_jax.losses import Objective
@@ -32,7 +32,7 @@ def batch(number, count=8, classes=None):
 
 def do(config, steps, params=None, mesh=None):
     """Train for some steps; the state and the metrics of each."""
-    params = make_params() if params is None else params
+    params = small_params() if params is None else params
     mesh = sharding.data_mesh() if mesh is None else mesh
     run = Run(params.config, config)
     state = create(run, params.weights, mesh)
@@ -54,7 +54,7 @@ def typical_gap(one, other):
 
 def test_is_optax_on_the_public_loss():
     """The same numbers as the loop that a user would write with `losses.per_image` and optax."""
-    params, settings = make_params(), config()
+    params, settings = small_params(), config()
     state, metrics = do(settings, 3)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
     mine, opt_state = params, optimizer.init(params)
@@ -91,18 +91,18 @@ def test_what_is_drawn_depends_on_seed_and_step():
 
 
 def test_dropout_is_on():
-    one, other = (do(config(), 1, make_params(dropout=rate))[1][0].loss for rate in (0.0, 0.5))
+    one, other = (do(config(), 1, small_params(dropout=rate))[1][0].loss for rate in (0.0, 0.5))
     assert one != other
 
 
 def test_remat_changes_nothing():
     plain, _ = do(config(), 1)
-    again, _ = do(config(), 1, make_params(remat=True))
+    again, _ = do(config(), 1, small_params(remat=True))
     assert typical_gap(plain.weights, again.weights) < 1e-6
 
 
 def test_bfloat16_keeps_float32_state():
-    state, metrics = do(config(), 1, make_params(dtype="bfloat16"))
+    state, metrics = do(config(), 1, small_params(dtype="bfloat16"))
     assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(state))
     plain, expected = do(config(), 1)
     np.testing.assert_allclose(metrics[0].loss, expected[0].loss, rtol=0.03)  # eight bits of mantissa
@@ -110,7 +110,7 @@ def test_bfloat16_keeps_float32_state():
 
 def test_fixed_weights_stay(monkeypatch):
     """Weight decay would move Fourier frequencies, whose gradient is zero."""
-    params = make_params(time_embedding_type="fourier")
+    params = small_params(time_embedding_type="fourier")
     run = Run(params.config, config(optimizer=OptimizerConfig(optimizer="adamw", weight_decay=0.1, warmup_steps=0)))
     optimizer = make_optimizer(run)
     updates, _ = optimizer.update(
@@ -211,7 +211,7 @@ def test_importance_sampling_trains():
 
 
 def test_classes_and_their_dropout_reach_the_loss():
-    params = make_params(num_class_embeds=4)
+    params = small_params(num_class_embeds=4)
     for objective in (Objective(), Objective(label_dropout=0.5)):
         state, metrics = do(config(objective=objective), 2, params)
         assert np.isfinite(metrics[-1].loss)

@@ -66,12 +66,14 @@ def one(folder):
     return "one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["data", "fsdp"])
 def test_eight_devices(folder, one, sharding):
     finished(launch(folder, sharding, 8, "--sharding", sharding))
     compare(folder, one, sharding)
 
 
+@pytest.mark.slow
 def test_two_processes_of_four(folder, one):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -54,10 +54,13 @@ def train_command(argv: Sequence[str]) -> Callable[..., Any]:
         """
         join(coordinator, num_processes, process_id)
         from ddpm_jax import training
+        from ddpm_jax.checkpoint.folder import CHECKPOINTS, steps_in
 
         logging.basicConfig(level=logging.WARNING, format="ddpm-jax: %(message)s")
         check(config.data.data, "--data is missing: a folder of images, an .npz or .npy file, or `digits`.")
         training.train(config, out, resume=resume)
+        if max(steps_in(out / CHECKPOINTS), default=0) < config.run.steps:
+            return  # stopped, which has been said
         print(f"{out}: ddpm_jax.load({str(out)!r}) opens it, `ddpm-jax export {out} OUT` publishes it.")
 
     return train

@@ -43,7 +43,7 @@ def gamma_from_length(length: float) -> float:
 
     Example:
         >>> round(gamma_from_length(0.10), 4), round(gamma_from_length(0.05), 4)
-        (6.9433, 16.9724)
+        (6.9372, 16.9722)
     """
     check(0 < length < 12**-0.5, f"The relative length must be above 0 and below {12**-0.5:.3f}, not {length}.")
     inverse = length**-2

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ddpm_jax import checkpoint, plotting, sampling, sharding
+from ddpm_jax import checkpoint, compilation, plotting, sampling, sharding
 from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, steps_in, write_config
 from ddpm_jax.config import Config
 from ddpm_jax.files import read_json, write_json
@@ -147,7 +147,7 @@ class _Trainer:
         config, size = run.config, run.network.unet.image_size[0]
         self.batches = Batches(source, config.data, size, batch_size=config.run.batch_size, seed=config.run.seed)
         self.held_out = None if held_out is None else centred(held_out, size, MOST_HELD_OUT)
-        self.evaluate = jax.jit(_validation_losses, static_argnums=0)
+        self.evaluate = compilation.jit(_validation_losses, static_argnums=0)
 
     def run_from(self, state: TrainState) -> TrainState:
         """Do the steps that are left."""

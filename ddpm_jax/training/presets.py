@@ -63,6 +63,6 @@ PRESETS = {
         model=ModelConfig(channels=32, channel_multipliers=(1, 2, 2), attention_resolutions=(8,)),
         optimizer=OptimizerConfig(learning_rate=1e-3, lr_schedule="cosine", warmup_steps=100),
         ema=EmaConfig(ema_decay=0.999),
-        run=RunConfig(batch_size=64, steps=2500, save_every=250, log_every=25, sample_every=500),
+        run=RunConfig(batch_size=64, steps=1600, save_every=200, log_every=25, sample_every=400),
     ),
 }

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax import sharding
+from ddpm_jax import compilation, sharding
 from ddpm_jax.config import Config
 from ddpm_jax.losses import Objective, draw_timesteps, traced_per_image
 from ddpm_jax.models.layout import layout
@@ -144,7 +144,7 @@ def compiled(run: Run, state: TrainState, mesh: Mesh) -> Callable[..., tuple[Tra
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(train_step, static_argnums=(0, 1), donate_argnums=2, out_shardings=(shardings, everywhere))
+    step = compilation.jit(train_step, static_argnums=(0, 1), donate_argnums=2, out_shardings=(shardings, everywhere))
     return lambda state, images, labels: step(run, mesh, state, images, labels)
 
 
