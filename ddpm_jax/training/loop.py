@@ -22,7 +22,7 @@ from ddpm_jax.files import read_json, write_json
 from ddpm_jax.losses import check_objective, traced_per_image
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params, init
-from ddpm_jax.samplers import DDIM
+from ddpm_jax.samplers import DPMSolverPP
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.config import TrainConfig, differences, network
@@ -256,13 +256,13 @@ class _Trainer:
 
     def _grid(self, weights: PyTree) -> np.ndarray:
         settings, unet = self.run.config.run, self.run.network.unet
-        count = unet.num_class_embeds
+        count, total = unet.num_class_embeds, self.run.network.schedule.num_train_timesteps
         labels = None if count is None else np.arange(settings.num_samples) % count
         images = sampling.sample(
             Params(weights, self.run.network),
             jax.random.key(settings.seed),
             settings.num_samples,
-            sampler=DDIM(num_steps=min(settings.sample_evals, self.run.network.schedule.num_train_timesteps)),
+            sampler=DPMSolverPP(solver_order=3, num_steps=min(settings.sample_evals, total)),
             class_labels=labels,
         )
         if jax.process_count() > 1:
