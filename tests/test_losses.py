@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_params
+from conftest import small_params
 from scipy import stats
 
 import ddpm_jax
@@ -35,7 +35,7 @@ def drawn_eps(x_0):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_simple_is_the_square_error_of_what_is_predicted(prediction_type):
     """Of a network that puts out zeros it is the mean square of the target."""
-    params = silent(make_params(schedule=ScheduleConfig(prediction_type=prediction_type)))
+    params = silent(small_params(schedule=ScheduleConfig(prediction_type=prediction_type)))
     x_0 = images()
     eps = drawn_eps(x_0)
     value, t = losses.per_image(params, KEY, x_0)
@@ -47,7 +47,7 @@ def test_simple_is_the_square_error_of_what_is_predicted(prediction_type):
 
 def test_the_network_sees_x_t():
     """A network's own prediction at q_sample of the drawn noise."""
-    params, x_0 = make_params(), images()
+    params, x_0 = small_params(), images()
     value, t = losses.per_image(params, KEY, x_0)
     eps = drawn_eps(x_0)
     x_t = schedule.q_sample(x_0, TABLE[t].astype(np.float32), eps)
@@ -64,7 +64,7 @@ def test_weights_are_those_of_the_error_of_eps(weighting):
     expected = {"snr": np.ones(4), "min_snr": np.minimum(snr, 5) / snr, "p2": 1 / (1 + snr)}[weighting]
     of_eps = {"epsilon": 1, "sample": snr, "v_prediction": snr / (snr + 1)}
     for prediction_type, factor in of_eps.items():
-        params = silent(make_params(schedule=ScheduleConfig(prediction_type=prediction_type)))
+        params = silent(small_params(schedule=ScheduleConfig(prediction_type=prediction_type)))
         plain, _ = losses.per_image(params, KEY, x_0, t=t)
         weighted, _ = losses.per_image(params, KEY, x_0, t=t, objective=Objective(weighting=weighting))
         np.testing.assert_allclose(weighted / plain, factor * expected, rtol=1e-4)  # float32's 1 - alpha_bar at t = 0
@@ -72,7 +72,7 @@ def test_weights_are_those_of_the_error_of_eps(weighting):
 
 def test_a_loss_belongs_to_its_image():
     """Not to the batch it is part of."""
-    params, x_0 = make_params(), images(4)
+    params, x_0 = small_params(), images(4)
     whole, t = losses.per_image(params, KEY, x_0)
     part, t_part = losses.per_image(params, KEY, x_0[2:], indices=np.array([2, 3]))
     np.testing.assert_array_equal(t[2:], t_part)
@@ -137,7 +137,7 @@ class TestBound:
 
 
 def test_hybrid_trains_the_variance_by_the_bound_and_the_mean_by_simple():
-    params = make_params(out_channels=2)
+    params = small_params(out_channels=2)
     x_0 = images()
     gradient = {}
     for loss_type in ("hybrid", "vlb"):
@@ -146,7 +146,7 @@ def test_hybrid_trains_the_variance_by_the_bound_and_the_mean_by_simple():
     halved = {
         "conv_out": {name: array[..., :1] for name, array in params.weights["conv_out"].items()},
     }
-    simple = jax.grad(ddpm_jax.loss)(make_params().replace(weights={**params.weights, **halved}), KEY, x_0).weights[
+    simple = jax.grad(ddpm_jax.loss)(small_params().replace(weights={**params.weights, **halved}), KEY, x_0).weights[
         "conv_out"
     ]
     for name in ("kernel", "bias"):
@@ -157,7 +157,7 @@ def test_hybrid_trains_the_variance_by_the_bound_and_the_mean_by_simple():
 
 
 def test_label_dropout_gives_the_last_class():
-    params = make_params(num_class_embeds=3)
+    params = small_params(num_class_embeds=3)
     x_0, labels = np.repeat(images(1), 64, axis=0), np.zeros(64, int)
     dropped, _ = losses.per_image(params, KEY, x_0, labels, objective=Objective(label_dropout=0.25))
     kept, _ = losses.per_image(params, KEY, x_0, labels)
@@ -168,7 +168,7 @@ def test_label_dropout_gives_the_last_class():
 
 
 def test_dropout_is_on_exactly_when_its_key_is_given():
-    params, x_0 = make_params(dropout=0.5), images()
+    params, x_0 = small_params(dropout=0.5), images()
     one, other = (ddpm_jax.loss(params, KEY, x_0, dropout_key=jax.random.key(i)) for i in (1, 2))
     assert one != other and ddpm_jax.loss(params, KEY, x_0) == ddpm_jax.loss(params, KEY, x_0)
 
@@ -199,12 +199,12 @@ def test_bad_objectives(changes, message, untyped):
 )
 def test_objectives_that_do_not_fit(params, objective, message):
     with pytest.raises(ValueError, match=message):
-        ddpm_jax.loss(make_params(**params), KEY, images(), objective=Objective(**objective))
+        ddpm_jax.loss(small_params(**params), KEY, images(), objective=Objective(**objective))
 
 
 def test_images_that_do_not_fit(untyped):
     with pytest.raises(ValueError, match="`x_0` has shape"):
-        ddpm_jax.loss(make_params(), KEY, images(channels=3))
+        ddpm_jax.loss(small_params(), KEY, images(channels=3))
     ve = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0)
     with pytest.raises(ValueError, match="variance-preserving"):
-        ddpm_jax.loss(make_params(schedule=ve), KEY, images())
+        ddpm_jax.loss(small_params(schedule=ve), KEY, images())
