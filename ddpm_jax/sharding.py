@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.types import PyTree
@@ -111,6 +112,12 @@ def weight_shardings(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree.map(of, tree)
+
+
+def wait_for_all(moment: str) -> None:
+    """Wait until every process has come to this moment, where there are several."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(moment)
 
 
 def own_rows(array: jax.Array) -> list[tuple[int, np.ndarray]]:

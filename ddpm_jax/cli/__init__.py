@@ -16,10 +16,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     plain = (sample, ema, compile, convert, export, info)
     try:
-        train = train_command(argv if argv[:1] == ["train"] else [])  # a preset may set a flag, which --no-flag unsets
         commands = {command.__name__: tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(command) for command in plain}
+        if not argv or argv[0] not in commands:  # the others need not wait for the imports of training
+            # a preset may set a flag, which --no-flag unsets
+            commands["train"] = train_command(argv)
         tyro.extras.subcommand_cli_from_dict(
-            {"train": train} | commands,
+            commands,
             prog="ddpm-jax",
             description="Sample from, train, convert and inspect denoising diffusion models in JAX.",
             args=argv,

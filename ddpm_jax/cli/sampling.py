@@ -125,6 +125,8 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
     from jax.experimental import multihost_utils
     from tqdm import tqdm
 
+    from ddpm_jax import sharding
+
     lead = jax.process_index() == 0
     lacking = np.zeros(images.num_images, bool)
     lacking[images.missing()] = True
@@ -144,12 +146,12 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
             if number == 0:  # no sooner: what is wrong with the arguments has been said by now
                 if lead:
                     images.begin()
-                _wait_for_all("the set has begun")
+                sharding.wait_for_all("the set has begun")
             for start, rows in parts:
                 numbers = np.arange(start, min(start + len(rows), images.num_images))
                 numbers = numbers[lacking[numbers]]
                 images.write(numbers, rows[numbers - start])
-    _wait_for_all("all images are written")
+    sharding.wait_for_all("all images are written")
     if not lead:
         return
     if frames:
@@ -161,14 +163,6 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
     write_png(picture, images.folder / "grid.png", images.settings)
     images.finish()
     print(f"{images.num_images} images in {images.folder}: {batches.report(count)}")
-
-
-def _wait_for_all(moment: str) -> None:
-    import jax
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(moment)
 
 
 class _Batches:

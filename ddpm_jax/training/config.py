@@ -254,10 +254,10 @@ def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
         >>> differences(config, changed)
         ['batch_size 64 there, 32 here']
     """
-    lines = []
+    lines, here = [], other.to_dict()
     for group, items in one.to_dict().items():
         for name, value in items.items():
-            now = other.to_dict()[group][name]
+            now = here[group][name]
             fixed = name not in MAY_CHANGE or (name == "steps" and one.optimizer.lr_schedule != "constant")
             if fixed and now != value:
                 why = f" (the learning rate is {one.optimizer.lr_schedule})" if name == "steps" else ""

@@ -99,7 +99,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
         changes = {"dtype": config.run.dtype, "remat": config.run.remat, "dropout": config.model.dropout}
         described = dataclasses.replace(described, unet=dataclasses.replace(described.unet, **changes))
     run = Run(described, config)
-    _wait("all have looked at the folder")
+    sharding.wait_for_all("all have looked at the folder")
     if jax.process_index() == 0:
         record = {
             "config": config.to_dict(),
@@ -111,7 +111,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
         }
         write_config(described, folder, {"trained_by": RECORD})
         write_json(folder / RECORD, record)
-    _wait("the run is described")
+    sharding.wait_for_all("the run is described")
 
     keep = {"keep_last": config.run.keep_last, "keep_every": config.run.keep_every}
     with contextlib.closing(Checkpoints(folder / CHECKPOINTS, **keep)) as checkpoints:
@@ -124,11 +124,6 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
         del weights
         state = _Trainer(run, folder, mesh, source, held_out, checkpoints).run_from(state)
     return Params(state.ema, run.network)
-
-
-def _wait(moment: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(moment)
 
 
 class _Trainer:
@@ -194,10 +189,7 @@ class _Trainer:
             if jax.process_index() == 0:
                 logs.draw_curve(self.folder)
         except logs.Diverged as error:
-            good = self.checkpoints.steps()
-            raise logs.Diverged(
-                f"{error} The last good checkpoint is that of step {good[-1] if good else 0}."
-            ) from None
+            raise logs.Diverged(f"{error} The last good checkpoint is that of step {self._last_good()}.") from None
         finally:
             record.close()
             if snapshots:
