@@ -63,7 +63,7 @@ def pytest_configure(config):
     if not config.getoption("--slow"):
         flags = os.environ.get("XLA_FLAGS", "")
         quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-        os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {quick} --xla_cpu_use_fusion_emitters=false".strip()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -24,7 +24,7 @@ print(sampler.platforms)
 """
 
 
-@pytest.mark.parametrize("classes", [None, 3])
+@pytest.mark.parametrize("classes", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_artefact_runs_without_us(tmp_path, classes):
     params = make_params(num_class_embeds=classes)
     model = write_flat(tmp_path / "model", params)

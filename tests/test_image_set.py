@@ -36,7 +36,7 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("format", ["png", "npz"])
+@pytest.mark.parametrize("format", ["png", pytest.param("npz", marks=pytest.mark.slow)])
 def test_killed_and_continued(model, tmp_path, format):
     """kill -9 in the middle, and the same command again: the files of a run that nobody stopped."""
     words = (model, *SAMPLE, "--batch-size", 4, "--num-images", 24, "--format", format)
@@ -165,6 +165,7 @@ def test_fast_is_a_sampler(model, capsys):
     assert fails(capsys, "leave --sampler out", model, "--fast", "--out", "x")
 
 
+@pytest.mark.slow
 def test_two_processes_with_four_devices_each(model, tmp_path):
     """Each writes the images that it holds; they are those of one process, whatever the layout."""
     with socket.socket() as free:

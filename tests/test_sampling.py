@@ -358,6 +358,7 @@ class TestRefusals:
 class TestInvert:
     """Images to noise and back, through the doors."""
 
+    @pytest.mark.slow
     def test_there_and_back(self):
         params = ddpm_jax.load()
         images = ddpm_jax.sample(params, KEY, 2, sampler=samplers.DDIM(num_steps=20))

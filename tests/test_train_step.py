@@ -57,18 +57,23 @@ def test_is_optax_on_the_public_loss():
     params, settings = small_params(), config()
     state, metrics = do(settings, 3)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+
+    @jax.jit
+    def loss_and_update(mine, opt_state, key, x_0, t):
+        mean = lambda params: losses.per_image(params, key, x_0, t=t)[0].mean()
+        value, gradient = jax.value_and_grad(mean)(mine)
+        updates, opt_state = optimizer.update(gradient, opt_state, mine)
+        return value, optax.tree.norm(gradient), optax.apply_updates(mine, updates), opt_state
+
     mine, opt_state = params, optimizer.init(params)
     for number in range(3):
         key, _, t_key = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 3)
         images, _ = batch(number)
         t = losses.draw_timesteps(t_key, jnp.arange(8), 1000, antithetic=False)
         x_0 = images.astype(np.float32) / 127.5 - 1
-        mean = lambda params, key=key, x_0=x_0, t=t: losses.per_image(params, key, x_0, t=t)[0].mean()
-        value, gradient = jax.value_and_grad(mean)(mine)
-        updates, opt_state = optimizer.update(gradient, opt_state, mine)
-        mine = optax.apply_updates(mine, updates)
+        value, norm, mine, opt_state = loss_and_update(mine, opt_state, key, x_0, t)
         np.testing.assert_allclose(metrics[number].loss, value, rtol=1e-4)
-        np.testing.assert_allclose(metrics[number].grad_norm, optax.tree.norm(gradient), rtol=1e-3)
+        np.testing.assert_allclose(metrics[number].grad_norm, norm, rtol=1e-3)
         counts = np.bincount(np.asarray(t) * 4 // 1000, minlength=4)
         np.testing.assert_array_equal(metrics[number].quarter_counts, counts)
         np.testing.assert_allclose(metrics[number].quarter_sums.sum() / 8, value, rtol=1e-4)
@@ -182,7 +187,7 @@ def test_importance_sampling_is_unbiased_and_prefers_large_losses():
     history = (jnp.zeros((total, 10)), jnp.zeros(total, jnp.int32))
     for _ in range(30):
         t = jnp.asarray(generator.permutation(total))
-        history = _remembered(history, t, (t + 1.0))
+        history = jax.jit(_remembered)(history, t, (t + 1.0))
     assert np.all(history[1] == 10)
     np.testing.assert_array_equal(history[0], np.repeat(np.arange(1.0, total + 1)[:, None], 10, axis=1))
     objective = Objective(timestep_sampling="importance")
@@ -200,7 +205,7 @@ def test_the_oldest_loss_falls_out():
 
     history = (jnp.zeros((2, 10)), jnp.zeros(2, jnp.int32))
     for value in range(12):
-        history = _remembered(history, jnp.array([1]), jnp.array([float(value)]))
+        history = jax.jit(_remembered)(history, jnp.array([1]), jnp.array([float(value)]))
     assert history[0][1].tolist() == list(range(2, 12)) and history[1].tolist() == [0, 10]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,27 +24,34 @@ from ddpm_jax.training.config import ModelConfig, OptimizerConfig
 STEPS = 12
 
 
-@pytest.fixture
-def network_json(tmp_path):
-    path = tmp_path / "network.json"
-    path.write_text(json.dumps(small_params().config.unet.to_dict()))
-    return path
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with forty images and the description of a network."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "network.json").write_text(json.dumps(small_params().config.unet.to_dict()))
+    np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8))
+    return folder
 
 
-@pytest.fixture
-def settings(network_json, tmp_path):
+@pytest.fixture(scope="module")
+def settings(inputs):
     """A run of 12 small steps that saves every fourth."""
-    generator = np.random.default_rng(0)
-    np.save(tmp_path / "images.npy", generator.integers(0, 256, (40, 8, 8, 1), np.uint8))
     return TrainConfig(
-        data=DataConfig(data=str(tmp_path / "images.npy"), workers=2),
-        model=ModelConfig(model_config=network_json, dropout=0.1),
+        data=DataConfig(data=str(inputs / "images.npy"), workers=2),
+        model=ModelConfig(model_config=inputs / "network.json", dropout=0.1),
         optimizer=OptimizerConfig(warmup_steps=2, learning_rate=1e-3),
         ema=EmaConfig(power_ema=(0.05, 0.1), snapshot_every=6),
         run=RunConfig(
             batch_size=8, steps=STEPS, save_every=4, log_every=2, sample_every=0, num_samples=4, sample_evals=2
         ),
     )
+
+
+@pytest.fixture(scope="module")
+def whole(settings, inputs):
+    """The folder of that run, done in one go. To be read."""
+    train(settings, inputs / "whole")
+    return inputs / "whole"
 
 
 def command(settings, out, *words):
@@ -85,9 +93,9 @@ def lines_of(out):
     return [{name: value for name, value in line.items() if name not in timings} for line in logs.read(out)]
 
 
-def test_stopped_and_gone_on_with_is_bit_for_bit_the_same(settings, tmp_path):
+@pytest.mark.slow
+def test_stopped_and_gone_on_with_is_bit_for_bit_the_same(settings, whole, tmp_path):
     """kill -9 at step 7, SIGTERM at step 10, and on to the end: weights, optimiser, averages, metrics, snapshots."""
-    train(settings, tmp_path / "whole")
     kill = """
 import os, signal, time
 from ddpm_jax.training import logs
@@ -100,8 +108,7 @@ def dying(self, step, metrics):
     add(self, step, metrics)
 logs.Log.add = dying
 """
-    whole = TrainConfig.from_dict(json.loads((tmp_path / "whole/train.json").read_text())["config"])
-    assert whole == settings
+    assert TrainConfig.from_dict(json.loads((whole / "train.json").read_text())["config"]) == settings
     out = tmp_path / "stopped"
     words = command(settings, out, "--resume")
     killed = subprocess_of(words, kill.replace("STEP", "7").replace("SIGNAL", "SIGKILL"))
@@ -115,35 +122,33 @@ logs.Log.add = dying
     _, errors = finished.communicate(timeout=120)
     assert finished.returncode == 0, errors
 
-    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "whole"), state_of(out))
-    assert lines_of(tmp_path / "whole")[-1] == lines_of(out)[-1]
+    jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(out))
+    assert lines_of(whole)[-1] == lines_of(out)[-1]
     assert [line["step"] for line in lines_of(out)] == list(range(2, STEPS + 1, 2))
-    snapshots = [sorted(os.listdir(folder / "snapshots")) for folder in (tmp_path / "whole", out)]
+    snapshots = [sorted(os.listdir(folder / "snapshots")) for folder in (whole, out)]
     assert snapshots == [["12", "6"], ["12", "6"]]
     assert (out / "learning_curve.png").exists()
 
 
-def test_a_run_opens_as_a_model(settings, tmp_path):
-    params = train(settings, tmp_path / "run")
-    opened = ddpm_jax.load(tmp_path / "run")
-    jax.tree.map(np.testing.assert_array_equal, opened.weights, params.weights)
+def test_a_run_opens_as_a_model(whole):
+    opened, state = ddpm_jax.load(whole), state_of(whole)
+    jax.tree.map(np.testing.assert_array_equal, opened.weights, state["ema"])
     assert opened.config.unet.sample_size == 8
-    raw = ddpm_jax.load(tmp_path / "run", ema=False)
-    jax.tree.map(np.testing.assert_array_equal, raw.weights, state_of(tmp_path / "run")["weights"])
+    raw = ddpm_jax.load(whole, ema=False)
+    jax.tree.map(np.testing.assert_array_equal, raw.weights, state["weights"])
     assert np.any(np.asarray(raw.weights["conv_in"]["kernel"]) != opened.weights["conv_in"]["kernel"])
     ddpm_jax.sample(opened, jax.random.key(0), 2, sampler="fast")
 
 
-def test_a_damaged_checkpoint_is_passed_over(settings, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_passed_over(settings, whole, tmp_path, caplog):
     """Its arrays cut off half-way: the one before is gone on with, to the same end."""
-    train(settings, tmp_path / "run")
-    end = state_of(tmp_path / "run")
+    shutil.copytree(whole, tmp_path / "run")
     for path in (tmp_path / "run/checkpoints/12").rglob("d/*"):  # of each array there may be a second copy
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert ddpm_jax.load(tmp_path / "run").config.unet.sample_size == 8
     train(settings, tmp_path / "run", resume=True)
     assert "checkpoint of step 12" in caplog.text
-    jax.tree.map(np.testing.assert_array_equal, end, state_of(tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(tmp_path / "run"))
 
 
 def test_checkpoints_that_stay(settings, tmp_path):
@@ -170,6 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(settings, tmp_path):
     """A limit on the size of files, set after the first checkpoint, stands for it."""
     limit = """
@@ -224,8 +230,10 @@ def test_fine_tuning_begins_with_the_weights(settings, tmp_path):
 
 
 def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
-    train(settings, tmp_path / "run")
-    before = state_of(tmp_path / "run")
+    data = shutil.copy(settings.data.data, tmp_path)
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, data=data))
+    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=1)), tmp_path / "run")
+    before = state_of(tmp_path / "run", 1)
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(settings, tmp_path / "run")
     other = dataclasses.replace(settings, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2))
@@ -238,16 +246,15 @@ def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
     (tmp_path / "home/letter").write_text("dear")
     with pytest.raises(FileExistsError, match="something else than a run"):
         train(settings, tmp_path / "home")
-    jax.tree.map(np.testing.assert_array_equal, before, state_of(tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, before, state_of(tmp_path / "run", 1))
 
 
-def test_more_steps(settings, tmp_path):
+def test_more_steps(settings, whole, tmp_path):
     """A run may go on for longer than was said; its learning rate is constant."""
     short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=5))
     train(short, tmp_path / "run")
     train(settings, tmp_path / "run", resume=True)
-    train(settings, tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, state_of(tmp_path / "whole"), state_of(tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -288,15 +295,14 @@ def test_command_line_refuses(capsys, tmp_path):
     assert "attention_resolutions" in fails(capsys, *words, "--out", tmp_path / "run")
 
 
-def test_averages_of_any_length_and_publishing(settings, tmp_path, capsys):
+def test_averages_of_any_length_and_publishing(whole, tmp_path):
     """`ema` and `export` on the command line; an average that was kept is found again."""
-    train(settings, tmp_path / "run")
-    cli.main(["ema", str(tmp_path / "run"), str(tmp_path / "average"), "--length", "0.1"])
-    kept = state_of(tmp_path / "run")["power_emas"][1]
+    cli.main(["ema", str(whole), str(tmp_path / "average"), "--length", "0.1"])
+    kept = state_of(whole)["power_emas"][1]
     found = ddpm_jax.load(tmp_path / "average").weights
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), kept, found)
-    cli.main(["export", str(tmp_path / "run"), str(tmp_path / "published")])
+    cli.main(["export", str(whole), str(tmp_path / "published")])
     card = (tmp_path / "published/README.md").read_text()
     assert "| images | 40 of `images.npy`, 1 channels |" in card and "| steps | 12 |" in card
     published = ddpm_jax.load(tmp_path / "published")
-    jax.tree.map(np.testing.assert_array_equal, published.weights, ddpm_jax.load(tmp_path / "run").weights)
+    jax.tree.map(np.testing.assert_array_equal, published.weights, ddpm_jax.load(whole).weights)

@@ -93,7 +93,9 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize("row", range(len(GOLDEN)))
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=[pytest.mark.slow] * (row % 3 > 0)) for row in range(len(GOLDEN))]
+)
 def test_golden_forward(row):
     base, changes, tensors, count, total, mean, values = GOLDEN[row]
     config = UNetConfig(**(base | changes))

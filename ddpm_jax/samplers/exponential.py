@@ -13,6 +13,7 @@ A step to the clean image is of order 1, since h is infinite there: x = x_0_hat.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
@@ -105,9 +106,12 @@ def _extrapolated(slope: float) -> np.ndarray:
 
 
 def gauss_legendre(start: float, end: float) -> tuple[np.ndarray, np.ndarray]:
-    points, weights = np.polynomial.legendre.leggauss(24)
+    points, weights = _legendre(24)
     half = (end - start) / 2
     return (start + end) / 2 + half * points, half * weights
+
+
+_legendre = functools.cache(np.polynomial.legendre.leggauss)  # the roots take longer than all else in a step
 
 
 def lagrange(nodes: np.ndarray, u: np.ndarray) -> np.ndarray:
