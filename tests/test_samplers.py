@@ -186,7 +186,7 @@ class TestEverySampler:
         table = sampler.table(schedule)
         ratios = [level.ratio for level in sampler._levels(Process.of(schedule))]
         assert np.all(np.diff(ratios) < 0) or name == "pndm"  # whose end is the level of timestep 0, where it may be
-        x_T = np.random.default_rng(0).standard_normal((1, 64, 64, 1)).astype(np.float32)
+        x_T = np.random.default_rng(0).standard_normal((1, 32, 32, 1)).astype(np.float32)
         x = run_table(exact(schedule), table, x_T, jax.random.key(1))
         assert abs(x.mean() - 0.3) < 0.03
         # grids that hardly visit low noise leave the spread to a step that cannot make it; KDPM2 overshoots there
@@ -196,9 +196,8 @@ class TestEverySampler:
         schedule = own_schedule(name)
         table = SAMPLERS[name](timesteps=(900.5, 300.0, 20.25)).table(schedule)
         expected = Process.of(schedule).at_time(900.5).t
-        assert table.t[0] == pytest.approx(
-            expected, rel=1e-3
-        )  # sampling_eps shortens time and table.ends_step.sum() == 3
+        assert table.t[0] == pytest.approx(expected, rel=1e-3)  # sampling_eps shortens time
+        assert table.ends_step.sum() == 3
 
     def test_clip_and_thresholding_act(self, name):
         schedule = own_schedule(name)
