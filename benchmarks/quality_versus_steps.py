@@ -217,39 +217,44 @@ def energy_distance(within_x: np.ndarray, within_y: np.ndarray, between: np.ndar
 
 
 def draw(results: dict, path: Path) -> None:
-    """Draw distance over evaluations: every sampler on its default grid, and the best grids."""
+    """Draw distance over evaluations; named are the six nearest to ancestral sampling at 20, DDPM and DDIM.
+
+    The axis is linear below what two sets of the same ancestral sampler differ by, logarithmic above.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    floor = results["two ancestral sets"]["model"]
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.5), sharey=False)
+    rows = {}
+    for row, value in results["rows"].items():
+        rows.setdefault(row.split(" @ ")[0], []).append(value)
+    two_sets = results["two ancestral sets"]["model"]["interval"]
+    at_20 = lambda name: min(value["model"]["distance"] for value in rows[name] if value["evals"] == 20)
+    ranked = sorted(rows, key=at_20)
+    named = [*ranked[:6], *(name for name in ("ddpm", "ddim") if name not in ranked[:6])]
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5.5))
     for axis, target in zip(axes, ("model", "data"), strict=True):
-        at_20 = {
-            row.split(" @ ")[0]: value[target]["distance"]
-            for row, value in results["rows"].items()
-            if row.endswith("@ 20")
-        }
-        ranked = sorted(at_20, key=at_20.get)
         for name in ranked:
-            points = [results["rows"].get(f"{name} @ {evals}") for evals in sorted(EVALS)]
-            points = [point for point in points if point]
-            x = [point["evals"] for point in points]
-            y = [max(point[target]["distance"], 1e-6) for point in points]
-            best = name in ranked[:6]
-            axis.plot(
-                x,
-                y,
-                label=name if best else None,
-                lw=2 if best else 0.7,
-                color=None if best else "0.75",
-                zorder=2 + best,
+            values = sorted(rows[name], key=lambda value: value["evals"])
+            x, y = [value["evals"] for value in values], [value[target]["distance"] for value in values]
+            if name not in named:
+                axis.plot(x, y, color="0.85", lw=0.7, zorder=1)
+                continue
+            ends = np.array([value[target]["interval"] for value in values]).T
+            y_error = np.maximum([y - ends[0], ends[1] - y], 0)
+            shift = 1 + 0.02 * (named.index(name) - len(named) / 2)  # side by side, not on top of one another
+            axis.errorbar(np.multiply(x, shift), y, y_error, label=name, lw=1.5, capsize=2, zorder=2)
+        if target == "model":
+            axis.axhspan(*two_sets, color="0.93", zorder=0, label="a quarter as many ancestral samples")
+        else:
+            axis.axhline(
+                results["ancestral against data"]["distance"], color="black", ls=":", label="ancestral, 1000 steps"
             )
-        level = floor["interval"][1] if target == "model" else results["ancestral against data"]["distance"]
-        label = "two ancestral sets (upper end)" if target == "model" else "ancestral, 1000 steps"
-        axis.axhline(level, color="black", ls=":", label=label)
-        axis.set(xscale="log", yscale="log", xlabel="evaluations of the network", xticks=EVALS, xticklabels=EVALS)
+        axis.set_yscale("symlog", linthresh=two_sets[1])
+        axis.set_ylim(bottom=-two_sets[1])
+        axis.set(xscale="log", xlabel="evaluations of the network", xticks=EVALS, xticklabels=EVALS)
+        axis.minorticks_off()
         axis.set_title(f"energy distance to {'1000-step ancestral samples' if target == 'model' else 'the data'}")
         axis.legend(fontsize=8)
     figure.tight_layout()
