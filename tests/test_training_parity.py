@@ -1,4 +1,6 @@
-"""A step of training beside the same in PyTorch: diffusers' network, AdamW and EMAModel."""
+"""Training beside PyTorch's: a step with diffusers' network, AdamW and EMAModel, and a run that diffusers opens."""
+
+import json
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,8 @@ import numpy as np
 import pytest
 from conftest import make_params
 
-from ddpm_jax import losses, sharding
+import ddpm_jax
+from ddpm_jax import cli, losses, sharding
 from ddpm_jax.checkpoint.state_dict import to_state_dict
 from ddpm_jax.training import DataConfig, EmaConfig, OptimizerConfig, RunConfig, TrainConfig
 from ddpm_jax.training.step import Run, compiled, create
@@ -104,3 +107,24 @@ def test_twenty_steps_of_adam_and_the_average():
         )
         assert (gaps < 2 * RATE).mean() > 0.999
         assert np.median(gaps) < 1e-2 * RATE
+
+
+def test_diffusers_samples_a_published_run(tmp_path):
+    """`train`, then `export`: DDPMPipeline opens the folder and its network is the average of ours."""
+    np.save(tmp_path / "images.npy", np.concatenate([images(number) for number in range(5)]))
+    (tmp_path / "network.json").write_text(json.dumps(make_params().config.unet.to_dict()))
+    words = ["--data", tmp_path / "images.npy", "--model-config", tmp_path / "network.json", "--resolution", 8]
+    words += ["--batch-size", 8, "--steps", 4, "--warmup-steps", 0, "--sample-every", 0, "--out", tmp_path / "run"]
+    cli.main(["train", *map(str, words)])
+    cli.main(["export", str(tmp_path / "run"), str(tmp_path / "published")])
+
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "published")
+    params = ddpm_jax.load(tmp_path / "run")
+    x, t = images(9).astype(np.float32) / 255, np.arange(BATCH) * 100
+    with torch.no_grad():
+        expected = pipeline.unet(nchw(x), torch.from_numpy(t)).sample
+    got = np.moveaxis(np.asarray(ddpm_jax.apply(params, x, t)), -1, 1)
+    np.testing.assert_allclose(got, expected, atol=2e-5 * float(expected.abs().max()))  # what the network promises
+    assert pipeline.scheduler.config.num_train_timesteps == 1000
+    (image,) = pipeline(batch_size=1, num_inference_steps=2).images
+    assert image.size == (8, 8)
