@@ -21,10 +21,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 MARK = "sampler.json"
 SCRIPT = '''"""Draw images with the artefact beside this file. Needs jax and flatbuffers, and nothing else."""
 
-import jax, jax.export, numpy as np
+import jax, jax.export, numpy as np, pathlib
 
-sampler = jax.export.deserialize(bytearray(open("sampler.bin", "rb").read()))
-weights, key = dict(np.load("weights.npz")), jax.random.key_data(jax.random.key(0))
+here = pathlib.Path(__file__).parent
+sampler = jax.export.deserialize(bytearray((here / "sampler.bin").read_bytes()))
+weights, key = dict(np.load(here / "weights.npz")), jax.random.key_data(jax.random.key(0))
 images = jax.jit(sampler.call)(weights, key, np.arange(4, dtype=np.int32){labels})  # images 0 to 3, in [0, 1]
 np.save("images.npy", images)
 '''

@@ -14,7 +14,7 @@ from ddpm_jax.validation import check, freeze, is_int, is_number, nearest, thaw
 __all__ = ["Config", "SamplerConfig", "ScheduleConfig", "UNetConfig", "scheduler_from_dict"]
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-DIFFUSERS_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+DIFFUSERS_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp")
 ORIGINAL_BETA_SCHEDULES = ("quad", "const", "warmup10", "warmup50", "jsd")
 
 # Schedulers of variance-exploding networks: noise levels instead of betas.

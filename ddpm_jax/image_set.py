@@ -59,11 +59,11 @@ class ImageSet:
         # as JSON would read it back
         self.settings = json.loads(json.dumps(settings | {"format": format}))
         self._replaces, self._archived = force, 0
-        path = folder / RECORD
         if force:
             return
-        if path.exists():
-            self._check(read_json(path))
+        there = refuse_others(folder, self.settings)
+        if there is not None:
+            self._check(there)
         elif any(self._files()):
             raise FileExistsError(
                 f"{folder} holds {next(self._files()).name} but no {RECORD}: choose another --out, or --force."
@@ -73,7 +73,8 @@ class ImageSet:
         """Make the folder ready, in one process, before any process writes. Nothing has changed until now."""
         if self._replaces:
             self._remove()
-        if self._archived:  # to be extended: back to a part
+        if self._archived:  # to be extended: back to a part, the only one, whatever a kill has left
+            shutil.rmtree(self.folder / PARTS, ignore_errors=True)
             self._write_part(0, np.load(self.folder / ARCHIVE)["arr_0"])
         self._replaces, self._archived = False, 0
         self._write_record(complete=False)
@@ -119,6 +120,9 @@ class ImageSet:
         """Mark the set as whole; put an .npz together from its parts, one at a time."""
         if self.format == "npz":
             parts = sorted(self._parts())
+            starts = [start for start, _, _ in parts]
+            if starts != [0, *(stop for _, stop, _ in parts[:-1])] or parts[-1][1] != self.num_images:
+                raise ValueError(f"The parts in {self.folder / PARTS} are not those of {self.num_images} images.")
             first = np.load(parts[0][2], mmap_mode="r")
             header = {
                 "descr": np.lib.format.dtype_to_descr(first.dtype),
@@ -143,17 +147,6 @@ class ImageSet:
         write_json(self.folder / RECORD, self.settings | {"num_images": self.num_images, "complete": complete})
 
     def _check(self, there: dict[str, Any]) -> None:
-        names = sorted((set(there) | set(self.settings)) - set(_MAY_DIFFER))
-        differences = [
-            f"{name} {there.get(name)!r} there, {self.settings.get(name)!r} here"
-            for name in names
-            if there.get(name) != self.settings.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"{self.folder} holds a set with other settings: {'; '.join(differences)}. Choose another --out, or "
-                "--force to start anew."
-            )
         count = there.get("num_images", 0)
         if count > self.num_images:
             raise ValueError(f"{self.folder} holds a set of {count} images, more than {self.num_images}.")
@@ -176,11 +169,35 @@ class ImageSet:
                 yield int(match[1]), int(match[2]), path
 
     def _remove(self) -> None:
-        for path in [*self._files(), self.folder / RECORD, self.folder / "grid.png"]:
+        others = (self.folder / name for name in (RECORD, "grid.png", "sampling.gif"))
+        for path in [*self._files(), *others]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def refuse_others(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the record of the set in a folder; None if there is none.
+
+    Raises:
+        ValueError: its settings are others; they are named.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    there, here = read_json(path), json.loads(json.dumps(settings))
+    differences = [
+        f"{name} {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted((set(there) | set(here)) - set(_MAY_DIFFER))
+        if there.get(name) != here.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder} holds a set with other settings: {'; '.join(differences)}. Choose another --out, or --force to "
+            "start anew."
+        )
+    return there
 
 
 def write_png(image: Image.Image, path: Path, record: dict[str, Any]) -> None:

@@ -28,9 +28,9 @@ def betas(config: ScheduleConfig) -> np.ndarray:
     """Return the T noise variances beta_t of q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I).
 
     (Ho et al. 2020, eq. 2.) Schedules: linear (Ho et al., section 4), scaled_linear (linear in sqrt(beta)),
-    squaredcos_cap_v2 (Nichol & Dhariwal 2021, eq. 17), sigmoid (GeoDiff), laplace (Hang & Gu 2024), and those of
-    hojonathanho/diffusion: quad, const, warmup10, warmup50, jsd. `rescale_betas_zero_snr` shifts them to zero
-    terminal signal (Lin et al. 2023, algorithm 1).
+    squaredcos_cap_v2 (Nichol & Dhariwal 2021, eq. 17), sigmoid (GeoDiff), laplace (Hang & Gu 2024), exp (alpha_bar
+    falls as e^(-12 t / T); Heun's in diffusers), and those of hojonathanho/diffusion: quad, const, warmup10, warmup50,
+    jsd. `rescale_betas_zero_snr` shifts them to zero terminal signal (Lin et al. 2023, algorithm 1).
 
     Equal to `DDPMScheduler.betas` of diffusers to the last bit, except for sigmoid and zero-SNR rescaling, where
     torch's own float32 functions are a unit in the last place off at some timesteps.
@@ -89,6 +89,8 @@ def _rule(config: ScheduleConfig) -> np.ndarray:
         return sigmoid * np.float32(end - start) + np.float32(start)
     if name == "laplace":
         return _from_alpha_bar(_laplace_signal, steps)
+    if name == "exp":
+        return _from_alpha_bar(lambda u: math.exp(-12 * u), steps)
     if name == "quad":
         return np.linspace(start**0.5, end**0.5, steps) ** 2
     if name in ("warmup10", "warmup50"):

@@ -1,5 +1,7 @@
 """The grids of noise levels that samplers visit."""
 
+import functools
+
 import numpy as np
 import pytest
 from known_models import EPS
@@ -25,6 +27,15 @@ def test_grids(spacing, offset, expected):
     assert [level.t for level in levels(Process.of(EPS), 5, spacing, steps_offset=offset)] == expected
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 32, 48, 61, 64, 80, 333, 999, 1000])
+def test_ties_are_rounded_as_diffusers_does(count):
+    grid = lambda spacing: [level.t for level in levels(Process.of(EPS), count, spacing)]
+    assert grid("trailing") == (np.round(np.arange(1000, 0, -1000 / count))[:count] - 1).tolist()
+    if count > 1:
+        assert grid("linspace") == np.round(np.linspace(0, 999, count))[::-1].tolist()
+    assert grid("linspace")[0] == grid("quadratic")[0] == 999
+
+
 def test_grids_of_diffusers():
     """research/diffusers.md, 6.6: N = 10, T = 1000."""
     t = lambda sampler: sampler(num_steps=10).table(EPS).t
@@ -34,6 +45,7 @@ def test_grids_of_diffusers():
     np.testing.assert_allclose(t(samplers.KDPM2)[:6], [999, 945.133, 888, 834.327, 777, 723.514], atol=1e-3)
     expected = [900, 850, 850, 800, 800, 750, 750, 700, 700, 650, 650, 600, 600, 500, 400, 300, 200, 100, 0]
     assert t(samplers.PNDM).tolist() == expected
+    assert t(functools.partial(samplers.PNDM, steps_offset=1)).tolist() == [number + 1 for number in expected]
     ratios = [Process.of(EPS).at_time(int(t)).ratio for t in (999, 899, 799)]
     np.testing.assert_allclose(ratios, [157.40727, 60.27142, 25.52848], rtol=1e-6)
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -153,6 +155,51 @@ def test_other_settings_are_refused_by_name(model, capsys):
     assert fails(capsys, "a set of 2 images, more than 1", model, "--num-images", 1, "--out", "set")
     sample(model, "--batch-size", 1, "--seed", 6, "--out", "set", "--force")
     assert sorted(os.listdir("set")) == ["00000.png", "grid.png", "samples.json"]
+
+
+def test_other_weights_are_other_settings(model, capsys):
+    """Whatever they are called: nothing is mixed, and no image of another set is slipped in."""
+    sample(model, "--batch-size", 2, "--out", "set")
+    params = make_params()
+    write_flat(Path(model), ddpm_jax.Params(jax.tree.map(lambda leaf: 1.01 * leaf, params.weights), params.config))
+    assert fails(capsys, "weights '", model, "--num-images", 4, "--out", "set")
+    write_flat(Path(model), params)
+    Path("set/00001.png").unlink()
+    assert fails(capsys, "seed 5 there, 6 here", model, "--index", 1, "--seed", 6, "--out", "set")
+    assert fails(capsys, "seed 5 there, 6 here", model, "--index", 0, "--seed", 6, "--out", "set", "--force")
+    sample(model, "--index", 1, "--out", "set")
+    assert Path("set/00001.png").exists()
+
+
+def test_parts_that_a_kill_left_are_not_taken_twice(tmp_path):
+    """A kill after the archive was whole, before its parts were gone; then the set is extended."""
+    settings, pixels = {"seed": 0}, np.linspace(0, 1, 4 * 16, dtype=np.float32).reshape(4, 4, 4, 1)
+    images = ImageSet(tmp_path, settings, 2, format="npz")
+    images.begin()
+    images.write([0], pixels[:1])
+    images.write([1], pixels[1:2])
+    shutil.copytree(tmp_path / "parts", tmp_path / "kept")
+    images.finish()
+    (tmp_path / "kept").rename(tmp_path / "parts")
+    longer = ImageSet(tmp_path, settings, 4, format="npz")
+    assert longer.missing().tolist() == [2, 3]
+    longer.begin()
+    longer.write([2, 3], pixels[2:])
+    longer.finish()
+    np.testing.assert_array_equal(np.load(tmp_path / "images.npz")["arr_0"], ddpm_jax.to_uint8(pixels))
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept(model, tmp_path):
+    """The second process finds every program of the first."""
+    words = command(model, *SAMPLE, "--batch-size", 2, "--compile-cache", "programs", "--out")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    kept = []
+    for out in ("one", "two"):
+        done = subprocess.run([*words, out], capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        kept.append({path.name for path in (tmp_path / "programs").iterdir() if path.name.endswith("-cache")})
+    assert kept[0] and kept[0] == kept[1]
 
 
 def test_a_folder_of_other_images_is_left_alone(tmp_path):

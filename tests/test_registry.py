@@ -64,6 +64,18 @@ def test_from_config():
         ({"_class_name": "LMSScheduler"}, samplers.LMS()),
         ({"_class_name": "ScoreSdeVeScheduler", "snr": 0.17}, samplers.ScoreSdeVe(snr=0.17)),
         ({"_class_name": "KarrasVeScheduler", "s_min": 0.1}, samplers.KarrasVe(s_tmin=0.1)),
+        # the keys of another scheduler, carried along
+        ({"_class_name": "LMSDiscreteScheduler", "solver_order": 2, "thresholding": True}, samplers.LMS()),
+        (
+            {"_class_name": "DPMSolverSinglestepScheduler", "timestep_spacing": "leading", "euler_at_final": True},
+            samplers.DPMSolverPP(singlestep=True, lower_order_final=False),
+        ),
+        (
+            {"_class_name": "DEISMultistepScheduler", "final_sigmas_type": "zero"},
+            samplers.DEIS(final_sigmas_type="sigma_min"),
+        ),
+        ({"_class_name": "EulerDiscreteScheduler", "use_lu_lambdas": True}, samplers.Euler()),
+        ({"_class_name": "PNDMScheduler", "thresholding": True}, samplers.PNDM()),
         ({"_class_name": "UnCLIPScheduler"}, DDPM(timestep_spacing="linspace", variance_type="fixed_small_log")),
     ],
 )
@@ -97,7 +109,9 @@ def test_what_cannot_be_honoured_is_said(items, named):
         ("DDIMInverseScheduler", "use `ddpm_jax.invert`"),
         ("DPMSolverSDEScheduler", "Brownian-tree noise is not offered"),
         ("LCMScheduler", "distilled models"),
-        ("FlowMatchEulerDiscreteScheduler", "not offered"),
+        ("FlowMatchEulerDiscreteScheduler", "flow matching, which is not offered"),
+        ("RePaintScheduler", "inpainting is not offered"),
+        ("CosineDPMSolverMultistepScheduler", "its networks or its method are not offered"),
     ],
 )
 def test_a_scheduler_without_a_sampler_is_named(name, why):

@@ -4,6 +4,7 @@ Needs torch and diffusers (the `parity` extra). Each scheduler's own config says
 """
 
 import dataclasses
+import inspect
 import json
 import sys
 
@@ -16,6 +17,7 @@ from known_models import run_table
 import ddpm_jax
 from ddpm_jax import samplers
 from ddpm_jax.checkpoint.state_dict import to_state_dict
+from ddpm_jax.samplers import registry
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +53,7 @@ RUNS = [
         {**COSINE, "lambda_min_clipped": -5.1},
     )],
     (MULTISTEP, {}, 10),
+    *[(name, TRAILING, 16) for name in ("DDPM", MULTISTEP, "EulerDiscrete")],  # T / N ends in .5: rounded to even
     (MULTISTEP, {"lower_order_final": False, **V}, 10),
     *[(SINGLESTEP, {"solver_order": order, **settings}, steps) for order in (1, 2, 3) for steps in (9, 10, 11)
       for settings in ({}, V, {"solver_type": "heun"}, SDE, NOISE_ODE)],
@@ -133,6 +136,22 @@ def test_sampler_of_a_config_equals_the_scheduler(name, settings, steps, inject)
     # last step divides betas[0] = 4e-5 by 1 - alphas_cumprod[0], which has three digits in float32
     atol = (1e-3 if name == "UnCLIP" else 3e-4) * np.abs(expected).max()
     np.testing.assert_allclose(got.transpose(0, 3, 1, 2), expected, atol=atol)
+
+
+def test_a_config_is_read_as_far_as_the_scheduler_takes_it():
+    """The keys of its constructor that our samplers have a knob for, and no other's."""
+    import diffusers
+
+    known = {key for scheduler in registry._SCHEDULERS.values() for key in (*scheduler.keys, *scheduler.neutral)}
+    known -= {"sigma_min", "sigma_max"}  # of the forward process in ScoreSdeVe's and KarrasVe's
+    for name, scheduler in registry._SCHEDULERS.items():
+        if name == "KarrasVeScheduler":  # deprecated, and its constructor hidden
+            continue
+        takes = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
+        if scheduler.sampler in (samplers.DPMSolverPP, samplers.DEIS):
+            takes.discard("variance_type")  # of the network
+        assert set(scheduler.keys) | (set(scheduler.neutral) & known) == takes & known, name
+        assert (scheduler.clips is not None) == ("clip_sample" in takes), name
 
 
 @pytest.mark.parametrize("steps", [10, 2000])

@@ -401,6 +401,7 @@ def test_ddpm_rows_are_the_posterior():
         (samplers.DPMSolverPP, {"algorithm_type": "dpmsolver"}, "`algorithm_type` must be one of"),
         (samplers.DPMSolverPP, {"solver_type": "bh1"}, "`solver_type` must be one of"),
         (samplers.UniPC, {"solver_type": "heun"}, "`solver_type` must be one of"),
+        (samplers.DPMSolverPP, {"singlestep": True, "euler_at_final": True}, "`euler_at_final` is for the multistep"),
         (samplers.UniPC, {"disable_corrector": (-1,)}, "`disable_corrector` must be a list of steps"),
         (samplers.DEIS, {"final_sigmas_type": "one"}, "`final_sigmas_type` must be one of"),
         (samplers.Heun, {"s_churn": -1.0}, "`s_churn` must be a number from 0 up"),

@@ -24,7 +24,7 @@ from known_models import (
 )
 
 from ddpm_jax.config import ScheduleConfig
-from ddpm_jax.samplers import DDIM, DDPM
+from ddpm_jax.samplers import DDIM, DDPM, from_config
 from ddpm_jax.samplers.grids import Process, levels
 from ddpm_jax.schedule import alphas_cumprod
 
@@ -161,6 +161,18 @@ def test_variances_equal_diffusers():
     for t, s, variance in ((420, 400, 0.14771), (980, 960, 0.32460), (487, 486, 0.00979), (999, 998, 0.02)):
         std = DDIM(timesteps=(t, s), eta=1.0).table(EPS).mix[0, 0, 3]
         np.testing.assert_allclose(std**2, variance, atol=1e-5)
+    assert DDIM(timesteps=(0,), eta=1.0).table(EPS).mix[0, 0, 3] == 0
+
+
+def test_unclip_equals_diffusers():
+    """test_scheduler_unclip.py: variances and both loops, with its tolerances."""
+    config = {"_class_name": "UnCLIPScheduler"}
+    cosine = ScheduleConfig(beta_schedule="squaredcos_cap_v2")
+    std = from_config(config).table(cosine).mix[::-1, 0, 3]
+    np.testing.assert_allclose(std[[487, 999]], [0.0549625, 0.9994987], atol=1e-5)  # a standard deviation
+    for steps, total, mean in ((None, 252.2682495, 0.3284743), (25, 258.2044983, 0.3362038)):
+        x = run(from_config(config, num_steps=steps), cosine, seed=0)
+        assert abs(np.abs(x).sum() - total) < 1e-2 and abs(np.abs(x).mean() - mean) < 1e-3
 
 
 def test_learned_range_equals_diffusers():
@@ -263,6 +275,11 @@ class TestBugsOfDiffusers:
         start = np.sqrt(alphas_cumprod(EPS)[sampler.table(EPS).t[0].astype(int)]) * clean
         x = run(sampler, model=gaussian(EPS), start=start.astype(np.float32))
         np.testing.assert_allclose(x, clean, atol=2e-6)
+
+    @pytest.mark.parametrize("steps, total", [(10, 224.97327), (25, 228.19606)])
+    def test_ddim_off_its_grid_on_a_gaussian(self, steps, total):
+        x = run(DDIM(num_steps=steps, timestep_spacing="linspace"), model=gaussian(EPS), start=gaussian_start())
+        assert abs(np.abs(x).sum() - total) > 1
 
     @pytest.mark.filterwarnings("ignore:Ancestral sampling")
     def test_trailing_fixed_large_leaves_noise(self):

@@ -1,7 +1,7 @@
 """`ddpm-jax compile`: a sampler as an artefact that runs without this package."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -15,6 +15,11 @@ def compile(
     sampler: str | None = None,
     steps: int | None = None,
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KNOB=VALUE")] = (),
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    ema: bool | None = None,
     force: bool = False,
 ) -> None:
     """Compile a sampler ahead: StableHLO for CPU, CUDA and TPU with a symbolic batch, weights, and a five-line script.
@@ -26,13 +31,18 @@ def compile(
         sampler: as in `sample`.
         steps: steps of the sampler.
         set: any further knob of the sampler.
+        dtype: what convolutions and dense layers compute in.
+        revision: branch, tag or commit on the hub.
+        variant: fp16 takes the weights stored under that name.
+        subfolder: of the folder or repository.
+        ema: True takes unet_ema, False unet.
         force: replace an existing artefact.
     """
     from ddpm_jax.artefact import check_artefact, write_artefact
     from ddpm_jax.checkpoint.source import load
 
     check_artefact(out, overwrite=force)
-    params = load(model)
+    params = load(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema, dtype=dtype)
     chosen = choose_sampler(sampler, steps, set, params.config)
     write_artefact(params, chosen, out, platforms=platforms, overwrite=force)
     size = (out / "sampler.bin").stat().st_size / 1e6

@@ -1,14 +1,16 @@
 """`ddpm-jax sample`: images, one batch or a set of fifty thousand."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +19,7 @@ from PIL import Image
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm_jax import plotting
-from ddpm_jax.image_set import ImageSet, write_png
+from ddpm_jax.image_set import RECORD, ImageSet, refuse_others, write_png
 from ddpm_jax.plotting import to_pil
 
 _MOST_IN_GRID = 256
@@ -102,6 +104,7 @@ def sample(
     chosen = choose_sampler("fast" if fast else sampler, steps, set, params.config)
     settings = {
         "model": where.source.get("model"),
+        "weights": _digest(params.weights),
         "revision": where.source.get("revision"),
         "seed": seed,
         "sampler": describe(chosen),
@@ -109,6 +112,8 @@ def sample(
         "dtype": dtype,
         "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax")},
     }
+    if index is not None:
+        refuse_others(out, settings | {"format": format})
     batches = _Batches(params, jax.random.key(seed), batch_size, chosen, class_label, first)
     if index is None:
         _make_set(ImageSet(out, settings, num_images, format=format, force=force), batches, gif)
@@ -147,6 +152,7 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
                 if lead:
                     images.begin()
                 sharding.wait_for_all("the set has begun")
+                _await_file(images.folder / RECORD)
             for start, rows in parts:
                 numbers = np.arange(start, min(start + len(rows), images.num_images))
                 numbers = numbers[lacking[numbers]]
@@ -171,7 +177,10 @@ class _Batches:
     def __init__(self, params, key, batch_size: int, sampler, class_label: int | None, first: int):
         import jax
 
-        self.params, self.key, self.batch_size, self.sampler = params, key, batch_size, sampler
+        from ddpm_jax import sharding
+
+        self.params = sharding.replicate(params) if jax.device_count() > 1 else params
+        self.key, self.batch_size, self.sampler = key, batch_size, sampler
         self.class_label, self.first = class_label, first
         self.num_evals = sampler.table(params.config.schedule).num_evals
         if jax.process_count() > 1 and batch_size % jax.device_count():
@@ -193,7 +202,7 @@ class _Batches:
                 class_labels=self.class_label,
                 first_index=self.first + start,
             )
-            for done, total, x_0_hat in chunks:
+            for done, total, x_0_hat in _one_behind(chunks):
                 x_0_hat.block_until_ready()
                 progress.update(done / total)
                 if frames is not None:
@@ -242,6 +251,32 @@ class _CompileClock:
     def _hear(self, event: str, duration: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
             self.seconds += duration
+
+
+def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
+    """Yield each item when the next has been made: the device has work while one waits for the item."""
+    for before, _ in itertools.pairwise(itertools.chain(items, [None])):
+        yield before
+
+
+def _digest(weights: Any) -> str:
+    """Tell weights apart, whatever they are called."""
+    import jax
+
+    digest = hashlib.blake2b(digest_size=8)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(weights)[0]:
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def _await_file(path: Path, seconds: float = 30.0) -> None:
+    """Wait until this process sees a file that the first one has written: shared folders can be late."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            raise FileNotFoundError(f"{path} is not seen by this process: --out must be a folder that all share.")
+        time.sleep(0.1)
 
 
 def keep_compiled(folder: Path) -> None:

@@ -91,9 +91,10 @@ class Table:
         numbers = (self.x_0_coefs, self.eps_coefs, self.mix)
         if not all(np.all(np.isfinite(array)) for array in numbers):
             raise ValueError(
-                "This grid visits a timestep at which the network's prediction says nothing about x_0 or eps: an "
-                "epsilon network at zero terminal SNR, for one. Leave that timestep out (another `timestep_spacing` or "
-                "`timesteps`), or use a v_prediction network."
+                "This grid visits a timestep at which the network's prediction says nothing about x_0 or eps (an "
+                "epsilon network at zero terminal SNR), or is a grid of noise ratios that begins at an infinite one. "
+                "Choose another `timestep_spacing` or `timesteps`; a v_prediction network can begin at zero SNR on "
+                "leading, linspace, trailing and quadratic grids."
             )
 
     @property

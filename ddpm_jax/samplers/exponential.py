@@ -203,7 +203,7 @@ class DPMSolver(MultistepSampler):
         solver_type: how second-order steps integrate the slope: "midpoint" or exactly, "heun".
         singlestep: orders go 1, 2, (3), 1, 2, .. and each group of steps starts from one image, instead of using the
             outputs of the steps before.
-        euler_at_final: the last step is of order 1 (it is, to the clean image, whatever this says).
+        euler_at_final: in the multistep form, the last step is of order 1 (to the clean image it always is).
 
     Equal to `DPMSolverMultistepScheduler` and `DPMSolverSinglestepScheduler` of diffusers, except that the multistep
     form of order 3 is of order 3: theirs lacks a factor 2 in the second difference, which leaves order 2. They also
@@ -226,6 +226,10 @@ class DPMSolver(MultistepSampler):
         self._check_choice("algorithm_type", self._algorithms)
         self._check_choice("solver_type", SOLVER_TYPES)
         self._check_flags("singlestep", "euler_at_final")
+        check(
+            not (self.singlestep and self.euler_at_final),
+            "`euler_at_final` is for the multistep form; `singlestep` has `lower_order_final` alone.",
+        )
 
     @property
     def order(self) -> int:

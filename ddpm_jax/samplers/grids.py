@@ -143,7 +143,7 @@ def levels(
 
     leading:     t = k (T // N) + steps_offset           (Lin et al. 2023, table 2, names the first three)
     linspace:    t = k (T - 1) / (N - 1)
-    trailing:    t = T - (N - 1 - k) T / N - 1
+    trailing:    t = round(T - (N - 1 - k) T / N) - 1
     quadratic:   t = (T - 1) (k / (N - 1))^2             (Song, Meng & Ermon 2021, appendix D.3)
     logsnr:      log r is uniform                        (Lu et al. 2022; "exponential" is the same grid)
     karras:      r^(1/7) is uniform                      (Karras et al. 2022, eq. 5)
@@ -181,12 +181,11 @@ def levels(
         high, low = (process.at_time(t).ratio for t in (process.last, 0))
         return [process.at_ratio(ratio) for ratio in _ratios(spacing, num_steps, low, high)]
     if spacing == "trailing":
-        grid = total - np.arange(num_steps) * (total / num_steps) - 1
-        return [process.at_time(t) for t in np.round(grid)]
+        grid = np.round(np.arange(total, 0, -total / num_steps)[:num_steps]) - 1
+        return [process.at_time(t) for t in grid]
     count = num_steps if clean_last else num_steps + 1
-    index = np.arange(count, dtype=np.float64)[::-1]
     if spacing == "leading":
-        grid = index * (total // count) + steps_offset
+        grid = np.arange(count)[::-1] * float(total // count) + steps_offset
         check(
             total >= count and grid[0] < total,
             f"`steps_offset` {steps_offset} with {num_steps} steps visits {grid[0]:.0f}, beyond 0 .. {total - 1}."
@@ -194,8 +193,8 @@ def levels(
             else f"The leading grid of this sampler has at most {total - 1} steps, not {num_steps}.",
         )
     else:
-        fraction = index / max(count - 1, 1)
-        grid = (total - 1) * (fraction if spacing == "linspace" else fraction**2)
+        rising = np.linspace(0, total - 1, count) if count > 1 else np.asarray([total - 1.0])
+        grid = (rising if spacing == "linspace" else rising**2 / (total - 1))[::-1]
     rounded = np.round(grid)
     grid = rounded if whole and np.all(np.diff(rounded) < 0) else grid
     return [process.at_time(t) for t in (grid if clean_last else grid[:-1])]

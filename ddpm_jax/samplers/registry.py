@@ -43,15 +43,16 @@ class _Scheduler(NamedTuple):
 
     Attributes:
         sampler: the class.
+        keys: what it takes of a config, the forward process and what is below left out. Its file may hold the keys
+            of other schedulers too.
         knobs: what its default differs in.
-        ratio_grids: whether it knows `use_karras_sigmas` and its kin.
         clips: what `clip_sample` is where it is absent; None where the scheduler does not know it.
         neutral: items that are not built, with the values that ask for nothing.
     """
 
     sampler: type[Sampler]
+    keys: tuple[str, ...] = ()
     knobs: dict[str, Any] = {}
-    ratio_grids: bool = False
     clips: bool | None = None
     neutral: dict[str, tuple] = {}
 
@@ -60,30 +61,47 @@ _OFF = (False, None)
 _FLOW = {"use_flow_sigmas": _OFF, "use_dynamic_shifting": _OFF}
 _SIGMA_RANGE = {"sigma_min": (None,), "sigma_max": (None,)}
 _EULER = {"interpolation_type": ("linear", None), "timestep_type": ("discrete", None), **_SIGMA_RANGE}
-_SINGLESTEP = {"singlestep": True, "lower_order_final": False}
-_UNCLIP = {"timestep_spacing": "linspace", "variance_type": "fixed_small_log"}
 
+_THRESHOLDING = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+_GRID = ("timestep_spacing", "steps_offset")
+_CLIP = ("clip_sample", "clip_sample_range")
+_RATIOS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+_SOLVER = ("solver_order", "solver_type", "lower_order_final", *_THRESHOLDING, *_RATIOS)
+_DPM = (*_SOLVER, "algorithm_type", "final_sigmas_type", "lambda_min_clipped")
+
+_DDPM = _Scheduler(DDPM, ("variance_type", *_GRID, *_THRESHOLDING), clips=True)
+_DDIM = _Scheduler(DDIM, ("set_alpha_to_one", *_GRID, *_THRESHOLDING), clips=True)
 _SCHEDULERS = {
-    "DDPMScheduler": _Scheduler(DDPM, clips=True),
-    "DDPMParallelScheduler": _Scheduler(DDPM, clips=True),
-    "UnCLIPScheduler": _Scheduler(DDPM, _UNCLIP, clips=True),
-    "DDIMScheduler": _Scheduler(DDIM, clips=True),
-    "DDIMParallelScheduler": _Scheduler(DDIM, clips=True),
-    "PNDMScheduler": _Scheduler(PNDM),
-    "DPMSolverMultistepScheduler": _Scheduler(DPMSolverPP, ratio_grids=True, neutral=_FLOW),
-    "DPMSolverSinglestepScheduler": _Scheduler(DPMSolverPP, _SINGLESTEP, ratio_grids=True, neutral=_FLOW),
-    "DEISMultistepScheduler": _Scheduler(DEIS, {"final_sigmas_type": "sigma_min"}, ratio_grids=True, neutral=_FLOW),
-    "UniPCMultistepScheduler": _Scheduler(
-        UniPC, ratio_grids=True, neutral={**_FLOW, **_SIGMA_RANGE, "solver_p": (None,)}
+    "DDPMScheduler": _DDPM,
+    "DDPMParallelScheduler": _DDPM,
+    "UnCLIPScheduler": _Scheduler(
+        DDPM, ("variance_type",), {"timestep_spacing": "linspace", "variance_type": "fixed_small_log"}, clips=True
     ),
-    "EulerDiscreteScheduler": _Scheduler(Euler, ratio_grids=True, neutral=_EULER),
-    "EulerAncestralDiscreteScheduler": _Scheduler(EulerAncestral),
-    "HeunDiscreteScheduler": _Scheduler(Heun, ratio_grids=True, clips=False),
-    "KDPM2DiscreteScheduler": _Scheduler(KDPM2, ratio_grids=True),
-    "KDPM2AncestralDiscreteScheduler": _Scheduler(KDPM2Ancestral, ratio_grids=True),
-    "LMSDiscreteScheduler": _Scheduler(LMS, ratio_grids=True),
-    "ScoreSdeVeScheduler": _Scheduler(ScoreSdeVe),
-    "KarrasVeScheduler": _Scheduler(KarrasVe),
+    "DDIMScheduler": _DDIM,
+    "DDIMParallelScheduler": _DDIM,
+    "PNDMScheduler": _Scheduler(PNDM, ("skip_prk_steps", "set_alpha_to_one", *_GRID)),
+    "DPMSolverMultistepScheduler": _Scheduler(
+        DPMSolverPP, (*_DPM, *_GRID, "euler_at_final", "use_lu_lambdas"), neutral=_FLOW
+    ),
+    "DPMSolverSinglestepScheduler": _Scheduler(
+        DPMSolverPP, _DPM, {"singlestep": True, "lower_order_final": False}, neutral=_FLOW
+    ),
+    "DEISMultistepScheduler": _Scheduler(
+        DEIS, (*_SOLVER, *_GRID, "algorithm_type"), {"final_sigmas_type": "sigma_min"}, neutral=_FLOW
+    ),
+    "UniPCMultistepScheduler": _Scheduler(
+        UniPC,
+        (*_SOLVER, *_GRID, "predict_x0", "disable_corrector", "final_sigmas_type"),
+        neutral={**_FLOW, **_SIGMA_RANGE, "solver_p": (None,)},
+    ),
+    "EulerDiscreteScheduler": _Scheduler(Euler, (*_RATIOS, *_GRID, "final_sigmas_type"), neutral=_EULER),
+    "EulerAncestralDiscreteScheduler": _Scheduler(EulerAncestral, _GRID),
+    "HeunDiscreteScheduler": _Scheduler(Heun, (*_RATIOS, *_GRID), clips=False),
+    "KDPM2DiscreteScheduler": _Scheduler(KDPM2, (*_RATIOS, *_GRID)),
+    "KDPM2AncestralDiscreteScheduler": _Scheduler(KDPM2Ancestral, (*_RATIOS, *_GRID)),
+    "LMSDiscreteScheduler": _Scheduler(LMS, (*_RATIOS, *_GRID)),
+    "ScoreSdeVeScheduler": _Scheduler(ScoreSdeVe, ("snr", "sampling_eps", "correct_steps")),
+    "KarrasVeScheduler": _Scheduler(KarrasVe, ("s_noise", "s_churn", "s_min", "s_max")),
 }
 _RATIO_GRIDS = {
     "use_karras_sigmas": "karras",
@@ -92,6 +110,8 @@ _RATIO_GRIDS = {
     "use_beta_sigmas": "beta",
 }
 _CONSISTENCY = "it is for distilled models, which are not offered"
+_EDM = "its networks are preconditioned in another way (EDM), which is not offered"
+_FLOW_MATCHING = "it is for flow matching, which is not offered"
 _WHY_NOT = {
     "DDIMInverseScheduler": "it goes from images to noise: use `ddpm_jax.invert`",
     "DPMSolverMultistepInverseScheduler": "it goes from images to noise: use `ddpm_jax.invert`",
@@ -100,6 +120,14 @@ _WHY_NOT = {
     "LCMScheduler": _CONSISTENCY,
     "TCDScheduler": _CONSISTENCY,
     "CMStochasticIterativeScheduler": _CONSISTENCY,
+    "EDMEulerScheduler": _EDM,
+    "EDMDPMSolverMultistepScheduler": _EDM,
+    "FlowMatchEulerDiscreteScheduler": _FLOW_MATCHING,
+    "FlowMatchHeunDiscreteScheduler": _FLOW_MATCHING,
+    "IPNDMScheduler": "PNDM(skip_prk_steps=True) is the same method on the usual grids",
+    "RePaintScheduler": "inpainting is not offered",
+    "SASolverScheduler": "that solver is not offered; DPMSolverPP(algorithm_type='sde-dpmsolver++') is near it",
+    "ScoreSdeVpScheduler": "its continuous process is not offered",
 }
 
 
@@ -164,6 +192,7 @@ def from_config(config: dict[str, Any] | SamplerConfig, *, num_steps: int | None
         )
     scheduler = _SCHEDULERS[class_name]
     sampler = scheduler.sampler
+    items = {name: value for name, value in items.items() if name in (*scheduler.keys, *_CLIP, *scheduler.neutral)}
     if sampler is DPMSolverPP and items.get("algorithm_type") in ("dpmsolver", "sde-dpmsolver"):
         sampler = DPMSolver
     names = {field.name for field in dataclasses.fields(sampler)} - {"timesteps", "clip"}
@@ -175,7 +204,7 @@ def from_config(config: dict[str, Any] | SamplerConfig, *, num_steps: int | None
         knobs["clip"] = 1.0 if clip_range is None else clip_range
     elif scheduler.clips is not None:
         knobs["clip"] = None
-    grids = [grid for name, grid in _RATIO_GRIDS.items() if scheduler.ratio_grids and items.get(name)]
+    grids = [grid for name, grid in _RATIO_GRIDS.items() if items.get(name)]
     if grids:
         if knobs.get("timestep_spacing", "linspace") != "linspace" and issubclass(sampler, Euler | Heun | KDPM2 | LMS):
             ignored.append("timestep_spacing")  # there it would shorten the range of the noise levels
