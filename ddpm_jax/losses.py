@@ -34,6 +34,14 @@ CHOICES = {
 }
 
 
+_BELONGS = (  # the first acts where the second is the third
+    ("vlb_weight", "loss_type", "hybrid"),
+    ("min_snr_gamma", "weighting", "min_snr"),
+    ("p2_gamma", "weighting", "p2"),
+    ("p2_k", "weighting", "p2"),
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """Say what is minimised.
@@ -75,6 +83,11 @@ class Objective:
         for name in ("vlb_weight", "min_snr_gamma", "p2_gamma", "p2_k"):
             value = getattr(self, name)
             check(is_number(value) and value > 0, f"`{name}` must be a number above 0, not {value!r}.")
+        for name, choice, value in _BELONGS:
+            idle = (
+                getattr(self, choice) != value and getattr(self, name) != type(self).__dataclass_fields__[name].default
+            )
+            check(not idle, f"`{name}` belongs to `{choice}` {value}.")
         good = is_number(self.label_dropout) and 0 <= self.label_dropout < 1
         check(good, f"`label_dropout` must be from 0 to below 1, not {self.label_dropout!r}.")
 
@@ -236,8 +249,9 @@ def _weight(objective: Objective, prediction_type: str, alpha_bar_t: jax.Array) 
     if objective.weighting == "p2":
         return of_eps / (objective.p2_k + snr) ** objective.p2_gamma
     # of_eps / SNR by hand: nothing is 0/0 at zero terminal SNR
-    of_x_0 = {"epsilon": 1 / snr, "sample": 1.0, "v_prediction": 1 - alpha_bar_t}[prediction_type]
-    return jnp.minimum(snr, objective.min_snr_gamma) * of_x_0
+    if prediction_type == "epsilon":
+        return jnp.minimum(1, objective.min_snr_gamma / snr)
+    return jnp.minimum(snr, objective.min_snr_gamma) * (1.0 if prediction_type == "sample" else 1 - alpha_bar_t)
 
 
 def bound_term(

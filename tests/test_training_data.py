@@ -91,6 +91,30 @@ def test_held_out_data_is_numbered_as_the_training_data(photos, tmp_path):
         open_source(str(tmp_path / "held"), class_conditional=True, like=training)
 
 
+def test_links_are_followed_and_circles_end(photos, tmp_path):
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album/linked").symlink_to(photos, target_is_directory=True)
+    (tmp_path / "album/circle").symlink_to(tmp_path / "album", target_is_directory=True)
+    assert len(open_source(str(tmp_path / "album"))) == len(open_source(str(photos)))
+
+
+def test_damaged_arrays_are_named(tmp_path):
+    np.savez(tmp_path / "cut.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
+    whole = (tmp_path / "cut.npz").read_bytes()
+    for name, data in (("cut.npz", whole[:200]), ("empty.npz", b""), ("junk.npy", b"junk")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"--data .*{name} cannot be read"):
+            open_source(str(tmp_path / name))
+
+
+def test_a_photograph_is_decoded_as_large_as_its_crops_need(tmp_path):
+    Image.new("RGB", (512, 512)).save(tmp_path / "large.jpg")
+    source = open_source(str(tmp_path))
+    assert source.image(0, 64).size == (64, 64) and source.image(0, 65).size == (128, 128)
+    assert batches(tmp_path, resolution=8).least == 16
+    assert batches(tmp_path, resolution=8, crop="random_resized", min_crop=0.01).least == 160
+
+
 def test_sixteen_bits_of_grey(tmp_path):
     Image.fromarray(np.full((8, 8), 257 * 100, np.uint16)).save(tmp_path / "a.png")
     assert np.all(np.asarray(open_source(str(tmp_path)).image(0, 8)) == 100)

@@ -1,6 +1,7 @@
 """Runs on disk: stopped in every way, gone on with exactly, refused where they do not fit."""
 
 import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -17,9 +18,11 @@ from PIL import Image
 
 import ddpm_jax
 from ddpm_jax import cli
+from ddpm_jax.cli.training import train_command
 from ddpm_jax.training import PRESETS, DataConfig, Diverged, EmaConfig, RunConfig, TrainConfig, logs, train
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.config import ModelConfig, OptimizerConfig
+from ddpm_jax.training.config import ModelConfig, OptimizerConfig, network, own_resolution
+from ddpm_jax.training.published import card
 
 STEPS = 12
 
@@ -176,7 +179,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(settings, tmp_path):
+@pytest.mark.parametrize("log_every", [100, 2])
+def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(settings, tmp_path, log_every):
     """A limit on the size of files, set after the first checkpoint, stands for it."""
     limit = """
 import os, resource, signal, time
@@ -191,12 +195,12 @@ def filling(self, step, metrics):
     add(self, step, metrics)
 logs.Log.add = filling
 """
-    quiet = dataclasses.replace(settings, run=dataclasses.replace(settings.run, log_every=100), ema=EmaConfig())
+    quiet = dataclasses.replace(settings, run=dataclasses.replace(settings.run, log_every=log_every), ema=EmaConfig())
     out = tmp_path / "run"
     process = subprocess_of(command(quiet, out), limit)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
-    assert "could not be written" in errors and "The last good one is that of step 4" in errors, errors[-2000:]
+    assert "could not be written" in errors and "last good checkpoint is that of step 4" in errors, errors[-2000:]
     process = subprocess_of(command(quiet, out, "--resume"))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -260,7 +264,9 @@ def test_more_steps(settings, whole, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"data": DataConfig(data="nowhere")}, "no such folder or file"),
+        ({"data": DataConfig(data="nowhere")}, "--data nowhere: there is no such folder or file"),
+        ({"data": DataConfig(data="digits", held_out="nowhere")}, "--held-out nowhere: there is no such"),
+        ({"data": DataConfig(data="")}, "--data is missing"),
         ({"model": ModelConfig(init="nowhere")}, "nowhere"),
     ],
 )
@@ -292,7 +298,82 @@ def test_command_line_refuses(capsys, tmp_path):
     assert "--data is missing" in fails(capsys, "--out", tmp_path / "run")
     assert "--preset tiny is unknown. Did you mean `tiny-16`?" in fails(capsys, "--preset", "tiny", "--data", "digits")
     words = ("--preset", "tiny-16", "--data", "digits", "--resolution", 18)
-    assert "attention_resolutions" in fails(capsys, *words, "--out", tmp_path / "run")
+    assert "`resolution` 18 cannot be halved 2 times: use 16 or 20." in fails(capsys, *words, "--out", tmp_path / "run")
+    words = ("--init", tmp_path / "model", "--channel_multipliers", 1, 2, "--beta-schedule=linear")
+    assert "leave --channel-multipliers and --beta-schedule out" in fails(capsys, *words)
+
+
+@pytest.mark.parametrize("resolution", [32, 48, 64, 128, 256])
+def test_the_default_preset_at_any_resolution(resolution):
+    """Attention stays at its level."""
+    command = train_command(["train", "--data", "photos", "--resolution", str(resolution)])
+    defaults = inspect.signature(command).parameters["config"].default
+    built = network(defaults, resolution, 3, 0)
+    assert built.unet.down_block_types == ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
+
+
+def test_a_network_that_is_brought_has_its_resolution(settings):
+    defaults = inspect.signature(train_command(["train", "--init", "model"])).parameters["config"].default
+    assert defaults == PRESETS["fine-tune"] and defaults.data.resolution is None
+    defaults = inspect.signature(train_command(["train", "--model_config=a.json"])).parameters["config"].default
+    assert defaults.data.resolution is None and defaults.optimizer == PRESETS["small-32"].optimizer
+    assert own_resolution(settings.model) == 8
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"in_channels": 3}, "in_channels 3 there, 1 of the data"),
+        ({"num_class_embeds": 7}, "num_class_embeds 7 there, None of the data"),
+        ({"class_embed_type": "timestep"}, "`class_embed_type` cannot be trained here"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data(settings, tmp_path, changes, message):
+    path = tmp_path / "network.json"
+    path.write_text(json.dumps(small_params().config.unet.to_dict() | changes))
+    with pytest.raises(ValueError, match=message):
+        train(dataclasses.replace(settings, model=ModelConfig(model_config=path)), tmp_path / "run")
+
+
+def test_a_run_without_a_checkpoint_is_begun_anew(settings, tmp_path):
+    """Stopped at its start, it is in nobody's way: not even with other settings."""
+    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=1))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.train.json.partial").write_text("{")
+    train(short, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    os.remove(tmp_path / "run/ddpm_jax.json")
+    other = dataclasses.replace(short, run=dataclasses.replace(short.run, batch_size=4))
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(other, tmp_path / "run")
+    train(other, tmp_path / "run", resume=True)
+    assert json.loads((tmp_path / "run/train.json").read_text())["config"]["run"]["batch_size"] == 4
+
+
+def test_the_same_data_may_lie_elsewhere(settings, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    moved = shutil.copy(settings.data.data, tmp_path / "moved.npy")
+    data = dataclasses.replace(settings.data, data=str(moved), held_out=str(moved))
+    train(dataclasses.replace(settings, data=data), tmp_path / "run", resume=True)
+
+
+def test_the_card_is_that_of_the_weights(whole, tmp_path):
+    """Lines that came after the last checkpoint are not its numbers."""
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/12")
+    text = card(tmp_path / "run")
+    (line,) = (line for line in logs.read(whole) if line["step"] == 8)
+    assert "| steps | 8 |" in text and f"| training loss | {line['loss']:.5f} |" in text
+    assert "pipeline_tag: unconditional-image-generation" in text and "DDPMPipeline" in text
+    record = json.loads((tmp_path / "run/train.json").read_text())
+    record["data"]["classes"], record["config"]["model"]["init"] = ["cat", "dog"], "google/ddpm-cat-256"
+    (tmp_path / "run/train.json").write_text(json.dumps(record))
+    text = card(tmp_path / "run")
+    assert (
+        "class_labels=0" in text
+        and "pipeline_tag" not in text
+        and "| fine-tuned from | `google/ddpm-cat-256` |" in text
+    )
 
 
 def test_averages_of_any_length_and_publishing(whole, tmp_path):

@@ -50,6 +50,7 @@ def sample(
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    distributed: bool = False,
     verbose: bool = False,
 ) -> None:
     """Draw images from a model: PNGs or one .npz, a grid and samples.json. A run that was stopped goes on.
@@ -78,6 +79,7 @@ def sample(
         coordinator: HOST:PORT of process 0, to run as one of several processes (jax.distributed).
         num_processes: how many there are.
         process_id: which one this is.
+        distributed: run as one of several processes that find each other (TPU pods, Slurm, Open MPI).
         verbose: log how programs are compiled.
     """
     if verbose:
@@ -91,7 +93,7 @@ def sample(
     target = out / f"{first:05d}.png"
     if index is not None and target.exists() and not force:
         raise FileExistsError(f"{target} exists already; choose another --out, or --force.")
-    join(coordinator, num_processes, process_id)
+    join(coordinator, num_processes, process_id, distributed)
     if compile_cache is not None:
         keep_compiled(compile_cache)
 
@@ -289,12 +291,14 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, distributed: bool) -> None:
     """Become one of several processes, before the first use of a device."""
     given = [coordinator, num_processes, process_id]
-    if given == [None] * 3:
+    if given == [None] * 3 and not distributed:
         return
-    if None in given:
+    if distributed and given != [None] * 3:
+        raise ValueError("--distributed finds the processes by itself: leave --coordinator and the like out.")
+    if None in given and not distributed:
         raise ValueError("--coordinator, --num-processes and --process-id belong together.")
     import jax
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
+from ddpm_jax.files import read_json
 from ddpm_jax.losses import Objective
 from ddpm_jax.validation import check, freeze, is_int, nearest
 
@@ -20,7 +21,7 @@ class DataConfig:
         data: a folder of images (sub-folders are searched), an .npz or .npy of uint8 images [n, h, w, c], or "digits"
             (scikit-learn's 1797).
         held_out: the same, for the validation loss.
-        resolution: side of the square images; that of the arrays if left out.
+        resolution: side of the square images; if None, that of the network that is brought, or of the arrays.
         crop: "center": the largest square in the middle; "random_resized": a square of a random share of its area.
         min_crop: the least share.
         flip: mirror half of the images, drawn anew each time.
@@ -43,6 +44,7 @@ class DataConfig:
         check(self.resolution is None or is_int(self.resolution), f"`resolution` must be positive: {self.resolution}.")
         check(self.crop in ("center", "random_resized"), f"`crop` is center or random_resized, not {self.crop!r}.")
         check(0 < self.min_crop <= 1, f"`min_crop` must be above 0 and at most 1, not {self.min_crop}.")
+        check(self.crop != "center" or self.min_crop == 0.5, "`min_crop` belongs to `crop` random_resized.")
         check(is_int(self.workers), f"`workers` must be at least 1, not {self.workers}.")
 
 
@@ -148,11 +150,12 @@ class EmaConfig:
         good = all(0 < length < 0.28 for length in self.power_ema)
         check(good, f"`power_ema` must be relative lengths above 0 and below 0.28, as 0.05 0.10; not {self.power_ema}.")
         check(is_int(self.snapshot_every), f"`snapshot_every` must be at least 1, not {self.snapshot_every}.")
+        check(self.power_ema or self.snapshot_every == 10_000, "`snapshot_every` belongs to `power_ema`.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The run. What stands after `steps` changes no weight.
+    """The run.
 
     Attributes:
         batch_size: images of a step, on all devices together.
@@ -195,10 +198,14 @@ class RunConfig:
         for name in ("keep_every", "sample_every"):
             check(is_int(getattr(self, name), 0), f"`{name}` must not be negative: {getattr(self, name)!r}.")
         check(self.sharding in ("data", "fsdp"), f"`sharding` is data or fsdp, not {self.sharding!r}.")
+        check(is_int(self.seed, 0), f"`seed` must be an integer from 0 up, not {self.seed!r}.")
 
 
-# What may change when a run goes on.
-MAY_CHANGE = ("workers", *[field.name for field in dataclasses.fields(RunConfig)][5:])
+# What may change when a run goes on: no weight does. That `data` is the same is seen in the images, not in their place.
+MAY_CHANGE = (
+    *("data", "held_out", "workers", "steps", "save_every", "keep_last", "keep_every", "log_every", "validate_every"),
+    *("sample_every", "num_samples", "sample_evals", "tensorboard"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,6 +228,8 @@ class TrainConfig:
     def __post_init__(self):
         batch, parts = self.run.batch_size, self.optimizer.accumulate
         check(batch % parts == 0, f"`batch_size` {batch} does not divide into {parts} parts (`accumulate`).")
+        idle = self.run.validate_every != 1000 and self.data.held_out is None
+        check(not idle, "`validate_every` belongs to `held_out`.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, group by group."""
@@ -265,6 +274,24 @@ def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
     return lines
 
 
+def own_resolution(model: ModelConfig) -> int | None:
+    """Return the side of the images that a `model_config` is for, if it is square and says so."""
+    if model.model_config is None:
+        return None
+    size = read_json(model.model_config).get("sample_size")
+    return size if is_int(size) else None
+
+
+def check_resolution(resolution: int, levels: int) -> None:
+    """Refuse images that the levels of a network cannot halve."""
+    least = 2 ** (levels - 1)
+    near = sorted({max(resolution // least, 1) * least, (resolution // least + 1) * least})
+    check(
+        resolution % least == 0,
+        f"`resolution` {resolution} cannot be halved {levels - 1} times: use {' or '.join(map(str, near))}.",
+    )
+
+
 def network(config: TrainConfig, resolution: int, channels: int, num_classes: int) -> Config:
     """Return the network and schedule that a run trains from nothing.
 
@@ -288,11 +315,18 @@ def network(config: TrainConfig, resolution: int, channels: int, num_classes: in
         "num_class_embeds": num_classes or None,
     }
     if model.model_config is not None:
-        from ddpm_jax.files import read_json
-
-        items = read_json(model.model_config) | common
-        unet = UNetConfig.from_dict({name: value for name, value in items.items() if not name.startswith("_")})
+        items = {name: value for name, value in read_json(model.model_config).items() if not name.startswith("_")}
+        other = [
+            f"{name} {items[name]!r} there, {value!r} of the data"
+            for name, value in common.items()
+            if name != "sample_size" and items.get(name, value) != value
+        ]
+        check(not other, f"{model.model_config} does not fit: {'; '.join(other)}.")
+        unet = UNetConfig.from_dict(items | common)
+        check(unet.class_embed_type is None, f"{model.model_config}: `class_embed_type` cannot be trained here.")
+        check_resolution(resolution, len(unet.block_out_channels))
     else:
+        check_resolution(resolution, len(model.channel_multipliers))
         sides = [resolution // 2**level for level in range(len(model.channel_multipliers))]
         attends = [side in model.attention_resolutions for side in sides]
         missed = set(model.attention_resolutions) - set(sides)

@@ -8,6 +8,7 @@ remembered to go on with a run. The only file that imports grain.
 import dataclasses
 import hashlib
 import os
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,14 +57,14 @@ class Source:
     def __len__(self) -> int:
         return len(self.items)
 
-    def image(self, index: int, resolution: int) -> Image.Image:
-        """Return an image; a JPEG is decoded no larger than twice the resolution needs."""
+    def image(self, index: int, least: int) -> Image.Image:
+        """Return an image; a JPEG at the smallest of its scales (1, 1/2, 1/4, 1/8) with sides of at least so many."""
         item = self.items[index]
         if isinstance(item, np.ndarray):
             return Image.fromarray(item[..., 0] if item.shape[-1] == 1 else item)
         with Image.open(item) as image:
             mode = "L" if self.channels == 1 else "RGB"
-            image.draft(mode, (4 * resolution, 4 * resolution))
+            image.draft(mode, (least, least))
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits of grey
                 image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
@@ -88,34 +89,37 @@ def open_source(
         FileNotFoundError: there is no such folder or file.
         ValueError: no images; broken ones, which are named; an array that holds no images; classes that are not there.
     """
-    source = _opened(data, class_conditional, skip_broken, workers)
+    source = _opened(data, "--data" if like is None else "--held-out", class_conditional, skip_broken, workers)
     return source if like is None else _made_alike(source, like, data)
 
 
-def _opened(data: str, class_conditional: bool, skip_broken: bool, workers: int) -> Source:
+def _opened(data: str, flag: str, class_conditional: bool, skip_broken: bool, workers: int) -> Source:
+    check(data, f"{flag} is missing: a folder of images, an .npz or .npy file, or `digits`.")
+    path, name = Path(data).expanduser(), f"{flag} {data}"
     if data == "digits":
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-        return _arrays(data, images, digits.target if class_conditional else None)
-    path = Path(data)
+        return _arrays(name, images, digits.target if class_conditional else None)
     if path.is_dir():
-        return _folder(path, class_conditional, skip_broken, workers)
+        return _folder(path, name, class_conditional, skip_broken, workers)
     if not path.is_file():
-        raise FileNotFoundError(f"--data {data}: there is no such folder or file (and it is not `digits`).")
-    check(path.suffix in (".npz", ".npy"), f"--data {data} is neither a folder nor an .npz or .npy file.")
-    loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None)
+        raise FileNotFoundError(f"{name}: there is no such folder or file (and it is not `digits`).")
+    check(path.suffix in (".npz", ".npy"), f"{name} is neither a folder nor an .npz or .npy file.")
+    try:
+        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None)
+        arrays = {None: loaded} if path.suffix == ".npy" else {key: loaded[key] for key in loaded.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{name} cannot be read, it is damaged or no array: {error}") from error
     labels = None
-    if path.suffix == ".npz":
-        check(not class_conditional or "labels" in loaded.files, f"--data {data} has no array `labels`.")
-        labels = loaded["labels"] if class_conditional else None
-        names = [name for name in loaded.files if name != "labels"]
-        check(len(names) == 1 or "images" in names, f"--data {data} holds {names}: name one of them `images`.")
-        loaded = loaded["images" if "images" in names else names[0]]
-    else:
-        check(not class_conditional, f"--data {data}: an .npy has no classes; put `images` and `labels` in an .npz.")
-    return _arrays(data, loaded, labels)
+    if class_conditional:
+        check(None not in arrays, f"{name}: an .npy has no classes; put `images` and `labels` in an .npz.")
+        check("labels" in arrays, f"{name} has no array `labels`.")
+        labels = arrays["labels"]
+    images = [key for key in arrays if key != "labels"]
+    check(len(images) == 1 or "images" in images, f"{name} holds {images}: name one of them `images`.")
+    return _arrays(name, arrays["images" if "images" in images else images[0]], labels)
 
 
 def _made_alike(source: Source, like: Source, data: str) -> Source:
@@ -130,31 +134,31 @@ def _made_alike(source: Source, like: Source, data: str) -> Source:
     return dataclasses.replace(source, labels=labels, classes=like.classes, channels=like.channels)
 
 
-def _arrays(data: str, images: np.ndarray, labels: np.ndarray | None) -> Source:
+def _arrays(name: str, images: np.ndarray, labels: np.ndarray | None) -> Source:
     images = images[..., None] if images.ndim == 3 else images
     good = images.ndim == 4 and images.dtype == np.uint8 and images.shape[-1] in (1, 3, 4) and len(images) > 0
     check(
         good,
-        f"--data {data} holds an array {images.dtype} {list(images.shape)}; it must be uint8 [n, h, w, c] with 1, 3 or "
+        f"{name} holds an array {images.dtype} {list(images.shape)}; it must be uint8 [n, h, w, c] with 1, 3 or "
         "4 channels.",
     )
     classes: tuple[str, ...] = ()
     if labels is not None:
         integers = np.issubdtype(labels.dtype, np.integer) and labels.shape == (len(images),) and labels.min() >= 0
-        check(integers, f"--data {data}: `labels` must be {len(images)} integers from 0 up.")
+        check(integers, f"{name}: `labels` must be {len(images)} integers from 0 up.")
         classes = tuple(str(number) for number in range(int(labels.max()) + 1))
     some = np.ascontiguousarray(images[np.unique(np.linspace(0, len(images) - 1, 64).astype(int))])
     return Source(images, labels, classes, images.shape[-1], (), _digest(str(images.shape).encode(), some.tobytes()))
 
 
-def _folder(folder: Path, class_conditional: bool, skip_broken: bool, workers: int) -> Source:
+def _folder(folder: Path, name: str, class_conditional: bool, skip_broken: bool, workers: int) -> Source:
     paths = sorted(
-        Path(parent) / name
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        Path(parent) / file
+        for parent, files in _walk(folder)
+        for file in files
+        if Path(file).suffix.lower() in SUFFIXES and not file.startswith(".")
     )
-    check(paths, f"--data {folder} holds no images ({', '.join(SUFFIXES)}).")
+    check(paths, f"{name} holds no images ({', '.join(SUFFIXES)}).")
     names_and_sizes = [f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in paths]
     with ThreadPoolExecutor(workers) as pool:
         modes = list(pool.map(_mode, paths))
@@ -162,22 +166,33 @@ def _folder(folder: Path, class_conditional: bool, skip_broken: bool, workers: i
     if broken and not skip_broken:
         more = f" and {len(broken) - 10} more" if len(broken) > 10 else ""
         raise ValueError(
-            f"--data {folder}: {len(broken)} of {len(paths)} images cannot be read: "
+            f"{name}: {len(broken)} of {len(paths)} images cannot be read: "
             f"{', '.join(map(str, broken[:10]))}{more}. Mend or remove them, or pass --skip-broken."
         )
     paths = [path for path, mode in zip(paths, modes, strict=True) if mode is not None]
-    check(paths, f"--data {folder}: none of its images can be read.")
+    check(paths, f"{name}: none of its images can be read.")
     labels, classes = None, ()
     if class_conditional:
         names = [path.relative_to(folder).parts[0] if path.parent != folder else None for path in paths]
-        stray = [path.name for path, name in zip(paths, names, strict=True) if name is None]
-        check(
-            not stray, f"--data {folder}: with --class-conditional every image lies in a sub-folder, not {stray[:3]}."
-        )
+        stray = [path.name for path, of in zip(paths, names, strict=True) if of is None]
+        check(not stray, f"{name}: with --class-conditional every image lies in a sub-folder, not {stray[:3]}.")
         classes = tuple(sorted(set(names)))
-        labels = np.array([classes.index(name) for name in names])
+        labels = np.array([classes.index(of) for of in names])
     channels = 1 if all(mode in (None, *GREY_MODES) for mode in modes) else 3
     return Source(paths, labels, classes, channels, broken, _digest("\n".join(names_and_sizes).encode()))
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder below one with its files, links followed, each real folder once."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield parent, files
 
 
 def _digest(*parts: bytes) -> str:
@@ -207,6 +222,8 @@ class Batches:
         import grain
 
         self.source, self.config, self.resolution, self.batch_size = source, config, resolution, batch_size
+        smallest = 1.0 if config.crop == "center" else np.sqrt(config.min_crop)
+        self.least = int(np.ceil(2 * resolution / smallest))  # twice what is cut out, for the resampling filter
         numbers = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
         self.elements = numbers.random_map(self._read)
 
@@ -232,7 +249,7 @@ class Batches:
         yield from steps.map(read).to_iter_dataset(options)
 
     def _read(self, index: int, generator: np.random.Generator) -> tuple[np.ndarray, int]:
-        image = self.source.image(index, self.resolution)
+        image = self.source.image(index, self.least)
         box = self._box(image, generator)
         if image.size != (self.resolution, self.resolution) or box is not None:
             image = resized(image, self.resolution, box)
@@ -270,6 +287,6 @@ def resized(image: Image.Image, resolution: int, box: tuple[float, ...] | None =
 def centred(source: Source, resolution: int, most: int) -> Batch:
     """Return the first images of a source, evenly spread, cut in the middle and never flipped."""
     chosen = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
-    images = [np.asarray(resized(source.image(int(index), resolution), resolution)) for index in chosen]
+    images = [np.asarray(resized(source.image(int(index), 2 * resolution), resolution)) for index in chosen]
     labels = None if source.labels is None else source.labels[chosen].astype(np.int32)
     return Batch(np.stack(images).reshape(len(chosen), resolution, resolution, -1), labels)

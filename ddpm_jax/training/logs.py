@@ -63,6 +63,12 @@ class Log:
         if step % self.every == 0:
             self.settle()
 
+    def flush(self, step: int) -> None:
+        """Make a line of what has been gathered, at the end or a stop."""
+        self.settle()
+        if self.gathered:
+            self._line(step)
+
     def settle(self) -> None:
         """Wait for all metrics so far."""
         while self.pending:

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import logging
+import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ from ddpm_jax.params import Params, init
 from ddpm_jax.samplers import DPMSolverPP
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.config import TrainConfig, differences, network
+from ddpm_jax.training.config import TrainConfig, check_resolution, differences, network, own_resolution
 from ddpm_jax.training.data import Batch, Batches, Source, centred, open_source
 from ddpm_jax.training.step import Run, TrainState, abstract, compiled, count_parameters, create
 from ddpm_jax.types import PyTree
@@ -58,10 +60,11 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
         FileNotFoundError: no data, or no checkpoint to begin with.
         ValueError: data that cannot be read, settings that do not fit the data, the devices or the run that is there.
         training.Diverged: the loss is not finite; the last checkpoint is from before.
-        OSError: a checkpoint could not be written; those before it are left.
+        OSError: a checkpoint or the log could not be written; the checkpoints before are left.
 
     Example:
-        >>> config = ddpm_jax.training.PRESETS["tiny-16"]
+        >>> preset = ddpm_jax.training.PRESETS["tiny-16"]
+        >>> config = dataclasses.replace(preset, data=dataclasses.replace(preset.data, data="digits"))
         >>> params = train(config, "runs/digits")                                           # doctest: +SKIP
     """
     folder = Path(out).expanduser()
@@ -109,8 +112,10 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
             "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
             "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax", "flax", "optax")},
         }
-        write_config(described, folder, {"trained_by": RECORD})
+        if before is None:  # of a run that was stopped before its first checkpoint
+            shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
         write_json(folder / RECORD, record)
+        write_config(described, folder, {"trained_by": RECORD})
     sharding.wait_for_all("the run is described")
 
     keep = {"keep_last": config.run.keep_last, "keep_every": config.run.keep_every}
@@ -165,12 +170,14 @@ class _Trainer:
             with _stop_signals() as stopped:
                 for number, batch in enumerate(own, start + 1):
                     state, metrics = step(state, *self._placed(batch))
-                    record.add(number, metrics)
-                    self._watch(number, state, record)
+                    with self._reporting("The log", number):
+                        record.add(number, metrics)
+                        self._watch(number, state, record)
                     last = number == settings.steps
                     if snapshots and (last or number % self.run.config.ema.snapshot_every == 0):
                         with self._writing(snapshots, number, record) as place:
                             place.save(number, {str(i): tree for i, tree in enumerate(state.power_emas)})
+                            place.wait()  # before the checkpoint after which it would not be made again
                     stop = self._any(stopped) if jax.process_count() == 1 or number % 10 == 0 else False
                     if last or stop or number % settings.save_every == 0:
                         with self._writing(self.checkpoints, number, record) as place:
@@ -180,16 +187,21 @@ class _Trainer:
                     elif number % settings.log_every == 0:
                         with self._writing(self.checkpoints, number, record) as place:
                             place.check()
+                    if last or stop:
+                        with self._reporting("The log", number):
+                            record.flush(number)
                     if stop:
                         log.warning("Stopped at step %d, which is saved: `--resume` goes on.", number)
                         break
-            if snapshots:
-                with self._writing(snapshots, number, record) as place:
-                    place.wait()
             if jax.process_index() == 0:
                 logs.draw_curve(self.folder)
         except logs.Diverged as error:
-            raise logs.Diverged(f"{error} The last good checkpoint is that of step {self._last_good()}.") from None
+            with contextlib.suppress(Exception):  # what is being written counts, if it can be
+                self.checkpoints.wait()
+            raise logs.Diverged(
+                f"{error} The last good checkpoint is that of step {self._last_good()}. The same settings would come "
+                f"to the same end: begin a new run with others, from its weights by --init {self.folder}."
+            ) from None
         finally:
             record.close()
             if snapshots:
@@ -212,13 +224,19 @@ class _Trainer:
     def _writing(self, where: Checkpoints, number: int, record: logs.Log) -> Iterator[Checkpoints]:
         """Give a place to write to, and say what is to be said if that fails."""
         record.settle()  # nothing that is not finite is ever saved
-        try:
+        with self._reporting(f"A checkpoint in {where.folder}", number, Exception):
             yield where
-        except Exception as error:
+
+    @contextlib.contextmanager
+    def _reporting(self, what: str, number: int, errors: type[Exception] = OSError) -> Iterator[None]:
+        """Say what could not be written, and from where the run can go on."""
+        try:
+            yield
+        except errors as error:
             why = (str(error) or repr(error)).splitlines()[0][:300]
             raise OSError(
-                f"A checkpoint could not be written in {where.folder} (known at step {number}): {why} The last good "
-                f"one is that of step {self._last_good()}. Make room and go on with --resume."
+                f"{what} could not be written (known at step {number}): {why} The last good checkpoint is that of step "
+                f"{self._last_good()}. Make room and go on with --resume."
             ) from error
 
     def _last_good(self) -> int:
@@ -275,14 +293,17 @@ def _look_at(folder: Path, config: TrainConfig, resume: bool) -> dict[str, Any] 
     path = folder / RECORD
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; a run is a folder.")
-    if path.exists():
+    begun = bool(steps_in(folder / CHECKPOINTS))
+    if path.exists() and (begun or not resume):  # a run that has no checkpoint yet is begun anew
         if not resume:
             raise FileExistsError(f"{folder} holds a run already: go on with it (--resume), or choose another --out.")
         before = read_json(path)
         changed = differences(TrainConfig.from_dict(before["config"]), config)
         check(not changed, f"{folder} holds a run with other settings: {'; '.join(changed)}.")
         return before
-    if folder.exists() and any(folder.iterdir()):
+    if path.exists():
+        return None
+    if folder.exists() and any(not name.endswith(".partial") for name in os.listdir(folder)):
         raise FileExistsError(f"{folder} holds something else than a run; choose another --out.")
     return None
 
@@ -292,7 +313,8 @@ def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]
     classes, dropped = len(source.classes), config.objective.label_dropout > 0
     check(classes or not dropped, "`label_dropout` is for data with classes (`class_conditional`).")
     if config.model.init is None:
-        built = network(config, config.data.resolution or _side(source), source.channels, classes)
+        resolution = config.data.resolution or own_resolution(config.model) or _side(source)
+        built = network(config, resolution, source.channels, classes)
         check_objective(built, config.objective)
         with _on_host():
             return built, init(jax.random.key(config.run.seed), built).weights
@@ -300,6 +322,7 @@ def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]
         params = checkpoint.load(config.model.init, dtype=config.run.dtype)
     unet = dataclasses.replace(params.config.unet, remat=config.run.remat, dropout=config.model.dropout)
     resolution = config.data.resolution or (unet.image_size or (_side(source),))[0]
+    check_resolution(resolution, len(unet.block_out_channels))
     unet = dataclasses.replace(unet, sample_size=resolution)
     built = Config(unet, params.config.schedule, params.config.sampler)
     check(

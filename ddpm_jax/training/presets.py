@@ -40,6 +40,13 @@ PRESETS = {
         ema=_PAPER_EMA,
         run=RunConfig(batch_size=64, steps=500_000, save_every=5000, sample_every=25_000),
     ),
+    # any checkpoint (`init`, which brings the network and its resolution) to other images
+    "fine-tune": TrainConfig(
+        data=DataConfig(data="", flip=True),
+        optimizer=OptimizerConfig(optimizer="adamw", learning_rate=2e-5, warmup_steps=500, weight_decay=0.01),
+        ema=EmaConfig(ema_decay=0.9995),
+        run=RunConfig(batch_size=16, steps=20_000, save_every=500, sample_every=2500),
+    ),
     # for CPUs, in hours: 3.4 million parameters
     "small-32": TrainConfig(
         data=DataConfig(data="", resolution=32, flip=True, crop="random_resized"),

@@ -6,12 +6,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.checkpoint.folder import read_config, read_weights, steps_in
+from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, read_weights, steps_in
 from ddpm_jax.files import read_json
 from ddpm_jax.params import Params
 from ddpm_jax.training import ema, logs
 from ddpm_jax.training.loop import RECORD, SNAPSHOTS
 from ddpm_jax.validation import check
+
+_UNCONDITIONAL = """from diffusers import DDPMPipeline
+
+DDPMPipeline.from_pretrained(".")(batch_size=1).images[0].save("image.png")"""
+_CONDITIONAL = """import jax, ddpm_jax  # DDPMPipeline gives the network no classes
+
+images = ddpm_jax.sample(ddpm_jax.load("."), jax.random.key(0), 4, class_labels=0)
+ddpm_jax.to_pil(images)[0].save("image.png")"""
 
 
 def average(run: str | Path, length: float, *, step: int | None = None) -> Params:
@@ -67,8 +75,10 @@ def is_run(folder: Path) -> bool:
 
 def card(run: Path) -> str:
     """Return a README.md for the weights of a run: the data, the steps, the numbers."""
-    record, lines = read_record(run), logs.read(run)
+    record, steps = read_record(run), steps_in(run / CHECKPOINTS)
     config, data = record["config"], record["data"]
+    step = max(steps, default=0)
+    lines = [line for line in logs.read(run) if line["step"] <= step]  # what came after a kill is not in the weights
     last = next((line for line in reversed(lines) if "loss" in line), None)
     validation = next((line for line in reversed(lines) if "validation_loss" in line), None)
     source = Path(config["data"]["data"]).name
@@ -76,7 +86,7 @@ def card(run: Path) -> str:
         "images": f"{data['images']} of `{source}`, {data['channels']} channels",
         "classes": ", ".join(data["classes"]) or "none",
         "parameters": f"{record['parameters']:,}",
-        "steps": last["step"] if last else "none",
+        "steps": step,
         "batch size": config["run"]["batch_size"],
         "learning rate": f"{config['optimizer']['learning_rate']} ({config['optimizer']['lr_schedule']})",
         "weights": f"average, decay {config['ema']['ema_decay']}",
@@ -85,10 +95,14 @@ def card(run: Path) -> str:
         "trained on": record["devices"],
         "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     }
+    if config["model"]["init"]:
+        rows = {"fine-tuned from": f"`{config['model']['init']}`"} | rows
+    conditional = bool(data["classes"])
+    task = "" if conditional else "\npipeline_tag: unconditional-image-generation"
+    code = _CONDITIONAL if conditional else _UNCONDITIONAL
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""---
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
+library_name: diffusers{task}
 tags: [ddpm, diffusion, jax]
 ---
 
@@ -99,8 +113,6 @@ tags: [ddpm, diffusion, jax]
 {table}
 
 ```python
-from diffusers import DDPMPipeline
-
-DDPMPipeline.from_pretrained(".")(batch_size=1).images[0].save("image.png")
+{code}
 ```
 """
