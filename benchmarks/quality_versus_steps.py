@@ -48,6 +48,7 @@ CANDIDATES = {
     "dpmsolver++ 2M": samplers.DPMSolverPP(),
     "dpmsolver++ 2M clip": samplers.DPMSolverPP(clip=1.0),
     "dpmsolver++ 3M": samplers.DPMSolverPP(solver_order=3),
+    "dpmsolver++ 3M clip": samplers.DPMSolverPP(solver_order=3, clip=1.0),
     "dpmsolver++ 2S": samplers.DPMSolverPP(singlestep=True),
     "dpmsolver++ 3S": samplers.DPMSolverPP(singlestep=True, solver_order=3),
     "dpmsolver++ 2M SDE": samplers.DPMSolverPP(algorithm_type="sde-dpmsolver++"),

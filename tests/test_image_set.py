@@ -38,7 +38,8 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.mark.parametrize("format", ["png", pytest.param("npz", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["png", "npz"])
 def test_killed_and_continued(model, tmp_path, format):
     """kill -9 in the middle, and the same command again: the files of a run that nobody stopped."""
     words = (model, *SAMPLE, "--batch-size", 4, "--num-images", 24, "--format", format)

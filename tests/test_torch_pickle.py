@@ -232,6 +232,7 @@ FLOODS = {
 }
 
 
+@pytest.mark.slow
 def test_floods_are_refused_at_once(tmp_path):
     """In a process of its own, with little memory and time: what goes wrong here goes wrong badly."""
     paths = [str(write(tmp_path / f"{name}.bin", data=data)) for name, data in FLOODS.items()]

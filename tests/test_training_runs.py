@@ -155,9 +155,9 @@ def test_a_damaged_checkpoint_is_passed_over(settings, whole, tmp_path, caplog):
 
 
 def test_checkpoints_that_stay(settings, tmp_path):
-    run = dataclasses.replace(settings.run, save_every=1, keep_last=2, keep_every=5)
+    run = dataclasses.replace(settings.run, steps=6, save_every=1, keep_last=2, keep_every=3)
     train(dataclasses.replace(settings, run=run), tmp_path / "run")
-    assert sorted(map(int, os.listdir(tmp_path / "run/checkpoints"))) == [5, 10, 11, 12]
+    assert sorted(map(int, os.listdir(tmp_path / "run/checkpoints"))) == [3, 5, 6]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path):

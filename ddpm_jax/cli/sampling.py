@@ -61,7 +61,7 @@ def sample(
         num_images: images in all; one batch if left out.
         seed: of the random key; image i depends on (seed, i) alone.
         sampler: a name in ddpm_jax.samplers.SAMPLERS; what the checkpoint's scheduler config names if left out.
-        fast: DPM-Solver++ of order 3 with 20 evaluations; the same as --sampler fast.
+        fast: DPM-Solver++ of order 3, clipped, with 20 evaluations; the same as --sampler fast.
         steps: steps of the sampler.
         set: any further knob of the sampler, as eta=0.5 or clip=none; may be repeated.
         class_label: for class-conditional models.

@@ -24,7 +24,7 @@ from ddpm_jax.files import read_json, write_json
 from ddpm_jax.losses import check_objective, traced_per_image
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params, init
-from ddpm_jax.samplers import DPMSolverPP
+from ddpm_jax.samplers.registry import FAST
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.config import TrainConfig, check_resolution, differences, network, own_resolution
@@ -272,7 +272,7 @@ class _Trainer:
             Params(weights, self.run.network),
             jax.random.key(settings.seed),
             settings.num_samples,
-            sampler=DPMSolverPP(solver_order=3, num_steps=min(settings.sample_evals, total)),
+            sampler=dataclasses.replace(FAST, num_steps=min(settings.sample_evals, total)),
             class_labels=labels,
         )
         if jax.process_count() > 1:
