@@ -19,15 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-NETS = {
-    "small-32": {
-        "channels": 48,
-        "channel_multipliers": (1, 2, 2),
-        "attention_resolutions": (8,),
-        "norm_num_groups": 16,
-    },
-    "cifar10": {"channels": 128, "channel_multipliers": (1, 2, 2, 2), "attention_resolutions": (16,)},
-}
+NETS = ("small-32", "cifar10")  # those of the presets
 PEERS = ("ours", "eager", "channels_last")
 STEPS = 8
 
@@ -35,7 +27,7 @@ STEPS = 8
 def main() -> None:
     """Run rounds of all peers and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="+", default=list(NETS))
+    parser.add_argument("--nets", nargs="+", default=NETS)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="a peer under torch.compile")
@@ -89,13 +81,15 @@ def work(net: str, peer: str, options) -> dict[str, float]:
 
 def settings(net: str, options):
     """Return the run and its network."""
-    from ddpm_jax.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+    import dataclasses
+
+    from ddpm_jax.training import PRESETS, DataConfig, OptimizerConfig, RunConfig, TrainConfig
     from ddpm_jax.training.config import network
     from ddpm_jax.training.step import Run
 
     config = TrainConfig(
         data=DataConfig(data="digits"),
-        model=ModelConfig(**NETS[net]),
+        model=dataclasses.replace(PRESETS[net].model, prediction_type="epsilon", dropout=0.0),
         optimizer=OptimizerConfig(optimizer="adamw", weight_decay=1e-6),
         run=RunConfig(batch_size=options.batch_size, dtype=options.dtype),
     )

@@ -9,6 +9,7 @@ import optax
 import pytest
 from conftest import small_params
 
+import ddpm_jax
 from ddpm_jax import losses, sharding
 from ddpm_jax.losses import Objective
 from ddpm_jax.training import PRESETS, DataConfig, EmaConfig, OptimizerConfig, RunConfig, TrainConfig, ema
@@ -261,14 +262,9 @@ class TestPaper:
 
     def test_initial_loss(self):
         """conv_out begins at nearly zero, so that the first loss is the mean square of eps."""
-        small = dataclasses.replace(
-            self.preset, model=dataclasses.replace(self.preset.model, channels=32, channel_multipliers=(1, 2))
-        )
-        import ddpm_jax
-
-        params = ddpm_jax.init(jax.random.key(0), network(small, 32, 3, 0))
-        value = ddpm_jax.loss(params, jax.random.key(1), jnp.zeros((16, 32, 32, 3)))
-        assert abs(value - 1) < 0.02  # 49,152 squares of deviation sqrt(2): 0.0064
+        params = ddpm_jax.init(jax.random.key(0), network(self.preset, 32, 3, 0))
+        value = ddpm_jax.loss(params, jax.random.key(1), jnp.zeros((4, 32, 32, 3)))
+        assert abs(value - 1) < 0.04  # 12,288 squares of deviation sqrt(2): 0.0128
 
 
 def test_rule_of_sharding():

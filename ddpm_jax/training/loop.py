@@ -290,22 +290,22 @@ def _validation_losses(run: Run, weights: PyTree, key: jax.Array, images, indice
 
 def _look_at(folder: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
     """Return the record of the run that is to go on, or None for a new one; refuse what is in the way."""
-    path = folder / RECORD
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; a run is a folder.")
-    begun = bool(steps_in(folder / CHECKPOINTS))
-    if path.exists() and (begun or not resume):  # a run that has no checkpoint yet is begun anew
-        if not resume:
-            raise FileExistsError(f"{folder} holds a run already: go on with it (--resume), or choose another --out.")
-        before = read_json(path)
-        changed = differences(TrainConfig.from_dict(before["config"]), config)
-        check(not changed, f"{folder} holds a run with other settings: {'; '.join(changed)}.")
-        return before
-    if path.exists():
+    if not folder.exists():
         return None
-    if folder.exists() and any(not name.endswith(".partial") for name in os.listdir(folder)):
-        raise FileExistsError(f"{folder} holds something else than a run; choose another --out.")
-    return None
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; a run is a folder.")
+    if not (folder / RECORD).exists():
+        if any(not name.endswith(".partial") for name in os.listdir(folder)):
+            raise FileExistsError(f"{folder} holds something else than a run; choose another --out.")
+        return None
+    if not resume:
+        raise FileExistsError(f"{folder} holds a run already: go on with it (--resume), or choose another --out.")
+    if not steps_in(folder / CHECKPOINTS):
+        return None  # it was stopped before its first checkpoint, and is begun anew
+    before = read_json(folder / RECORD)
+    changed = differences(TrainConfig.from_dict(before["config"]), config)
+    check(not changed, f"{folder} holds a run with other settings: {'; '.join(changed)}.")
+    return before
 
 
 def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]:
