@@ -104,7 +104,7 @@ def loss(
     """Return the mean over a batch of `per_image`'s losses.
 
     Example:
-        >>> params, key = ddpm_jax.load(), jax.random.key(0)
+        >>> params, key = ddpm_jax.load("digits-16"), jax.random.key(0)
         >>> value, gradient = jax.value_and_grad(loss)(params, key, jnp.zeros((2, 16, 16, 1)))
         >>> value.shape, gradient.config == params.config
         ((), True)
@@ -145,7 +145,7 @@ def per_image(
             variance-preserving.
 
     Example:
-        >>> values, t = per_image(ddpm_jax.load(), jax.random.key(0), jnp.zeros((2, 16, 16, 1)), t=500)
+        >>> values, t = per_image(ddpm_jax.load("digits-16"), jax.random.key(0), jnp.zeros((2, 16, 16, 1)), t=500)
         >>> values.shape, t.tolist()
         ((2,), [500, 500])
     """

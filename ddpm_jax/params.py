@@ -30,7 +30,7 @@ class Params:
         config: the network, the schedule and the sampler.
 
     Example:
-        >>> params = ddpm_jax.load()
+        >>> params = ddpm_jax.load("digits-16")
         >>> params.config.unet.block_out_channels
         (32, 64, 64)
         >>> sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -66,7 +66,7 @@ def init(key: RandomKey, config: Config, *, scheme: Literal["paper", "torch"] = 
         ValueError: another scheme.
 
     Example:
-        >>> params = init(jax.random.key(0), ddpm_jax.load().config)
+        >>> params = init(jax.random.key(0), ddpm_jax.load("digits-16").config)
         >>> float(jnp.abs(params.weights["conv_out"]["kernel"]).max()) < 1e-5
         True
     """
@@ -117,7 +117,7 @@ def trainable_mask(params: Params) -> Params:
     `optax.multi_transform` with `optax.set_to_zero`), since weight decay would move them even with a zero gradient.
 
     Example:
-        >>> all(jax.tree.leaves(trainable_mask(ddpm_jax.load())))
+        >>> all(jax.tree.leaves(trainable_mask(ddpm_jax.load("digits-16"))))
         True
     """
     fourier = params.config.unet.time_embedding_type == "fourier"
@@ -157,7 +157,7 @@ def apply(
         ValueError: a shape that does not fit the network, class labels missing, superfluous or out of range.
 
     Example:
-        >>> params = ddpm_jax.load()
+        >>> params = ddpm_jax.load("digits-16")
         >>> apply(params, jnp.zeros((2, 16, 16, 1)), 999).shape
         (2, 16, 16, 1)
     """
@@ -205,7 +205,7 @@ def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = No
         TypeError, ValueError: as in `apply`; a timestep outside the schedule or not an integer.
 
     Example:
-        >>> predict(ddpm_jax.load(), jnp.zeros((2, 16, 16, 1)), 500).x_0_hat.shape
+        >>> predict(ddpm_jax.load("digits-16"), jnp.zeros((2, 16, 16, 1)), 500).x_0_hat.shape
         (2, 16, 16, 1)
     """
     check_params(params)

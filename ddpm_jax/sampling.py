@@ -94,7 +94,7 @@ def sample(
             sampler that does not go with the schedule, a scheduler that is not built yet.
 
     Example:
-        >>> images = sample(ddpm_jax.load(), jax.random.key(0), 2, sampler=samplers.DDIM(num_steps=2))
+        >>> images = sample(ddpm_jax.load("digits-16"), jax.random.key(0), 2, sampler=samplers.DDIM(num_steps=2))
         >>> images.shape, images.dtype
         ((2, 16, 16, 1), dtype('float32'))
     """
@@ -120,7 +120,7 @@ def sample_path(
         TypeError, ValueError: as `sample`; num_frames below 1 or above the sampler's steps.
 
     Example:
-        >>> path = sample_path(ddpm_jax.load(), jax.random.key(0), 2, num_frames=4, sampler="ddim")
+        >>> path = sample_path(ddpm_jax.load("digits-16"), jax.random.key(0), 2, num_frames=4, sampler="ddim")
         >>> path.x_0_hat.shape, path.t.tolist()
         ((4, 2, 16, 16, 1), [980.0, 660.0, 320.0, 0.0])
     """
@@ -154,7 +154,7 @@ def sample_chunks(
         TypeError, ValueError: as `sample`, at the call; chunk below 1.
 
     Example:
-        >>> chunks = sample_chunks(ddpm_jax.load(), jax.random.key(0), 1, chunk=25, sampler="ddim")
+        >>> chunks = sample_chunks(ddpm_jax.load("digits-16"), jax.random.key(0), 1, chunk=25, sampler="ddim")
         >>> [(done, total) for done, total, _ in chunks]
         [(25, 50), (50, 50)]
     """
@@ -190,7 +190,7 @@ def invert(
 
     Example:
         >>> images = np.zeros((2, 16, 16, 1), np.float32)
-        >>> invert(ddpm_jax.load(), images, sampler=samplers.DDIMInverse(num_steps=5)).shape
+        >>> invert(ddpm_jax.load("digits-16"), images, sampler=samplers.DDIMInverse(num_steps=5)).shape
         (2, 16, 16, 1)
     """
     check_params(params)
@@ -223,7 +223,7 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
         sampler: as in `sample`.
 
     Example:
-        >>> params = ddpm_jax.load()
+        >>> params = ddpm_jax.load("digits-16")
         >>> draw = jax.jit(as_function(params.config, samplers.DDIM(num_steps=2)))
         >>> draw(params.weights, jax.random.key(0), jnp.arange(3)).shape
         (3, 16, 16, 1)

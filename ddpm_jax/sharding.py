@@ -57,7 +57,7 @@ def replicate(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
         mesh: the devices; all of them if None.
 
     Example:
-        >>> params = replicate(ddpm_jax.load())
+        >>> params = replicate(ddpm_jax.load("digits-16"))
     """
     return place(tree, data_mesh() if mesh is None else auto(mesh), split=False)
 

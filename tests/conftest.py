@@ -164,8 +164,3 @@ def untyped():
 @pytest.fixture
 def tiny():
     return make_params()
-
-
-@pytest.fixture(scope="session")
-def demo():
-    return ddpm_jax.load()

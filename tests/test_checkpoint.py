@@ -13,7 +13,7 @@ from conftest import NCSNPP, SHARED, make_params, random_state_dict
 import ddpm_jax
 from ddpm_jax.checkpoint import from_state_dict, load, save, to_state_dict
 from ddpm_jax.checkpoint.diffusers import find_layout
-from ddpm_jax.checkpoint.source import DEMO
+from ddpm_jax.checkpoint.source import BUNDLED, DEMO, bundled, locate
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.schedule import betas
 
@@ -177,20 +177,34 @@ class TestThereAndBack:
             assert value.flags.c_contiguous
             np.testing.assert_array_equal(value, state_dict[name])
 
-    def test_demo_file_is_reproduced(self, tmp_path):
-        save(load(), tmp_path / "ours")
+    def test_a_published_file_is_reproduced(self, tmp_path):
+        digits = BUNDLED / "digits-16"
+        save(load("digits-16"), tmp_path / "ours")
         save(load(tmp_path / "ours"), tmp_path / "back", format="diffusers")
         name = f"unet/{STEM}.safetensors"
-        before, after = (safetensors.numpy.load_file(folder / name) for folder in (DEMO, tmp_path / "back"))
+        before, after = (safetensors.numpy.load_file(folder / name) for folder in (digits, tmp_path / "back"))
         assert before.keys() == after.keys()
         for key in before:
             np.testing.assert_array_equal(before[key], after[key])
         for name in ("unet/config.json", "scheduler/scheduler_config.json"):
-            assert json.loads((DEMO / name).read_text()) == json.loads((tmp_path / "back" / name).read_text())
+            assert json.loads((digits / name).read_text()) == json.loads((tmp_path / "back" / name).read_text())
 
     @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared with the original checkpoint is absent")
-    def test_demo_is_the_shared_checkpoint(self):
-        assert equal(load(SHARED / "checkpoints/digits-16"), load())
+    def test_digits_are_the_shared_checkpoint(self):
+        assert equal(load(SHARED / "checkpoints/digits-16"), load("digits-16"))
+
+    def test_what_comes_with_the_package(self, tmp_path, monkeypatch, google):
+        """It has names; a folder of such a name is opened instead, but for the demo that nobody named."""
+        monkeypatch.chdir(tmp_path)
+        for name in bundled():
+            assert locate(name).folder == BUNDLED / name
+            save(google, name)
+        assert equal(load("digits-16"), google)
+        assert locate().folder == BUNDLED / DEMO
+        with pytest.raises(ValueError, match="`revision` is for the hub"):
+            locate(revision="main")
+        with pytest.raises(FileNotFoundError, match=r"among those that come with the package, \['digits-16'"):
+            locate("./digits")
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_storage_dtype_halves_the_file(self, tmp_path, google, dtype):

@@ -125,7 +125,7 @@ def test_low_precision_weights_are_cast_once():
 @pytest.mark.slow
 def test_a_thousand_steps_with_trained_weights(monkeypatch):
     """Winograd's roundings do not grow: the same digits to half a grey level."""
-    params, sampler = ddpm_jax.load(), samplers.DDPM()
+    params, sampler = ddpm_jax.load("digits-16"), samplers.DDPM()
     fast = ddpm_jax.sample(params, KEY, 4, sampler=sampler)
     assert len(transformed(winograd.transform_weights(params.config.unet, params.weights, 4))) > 10
     monkeypatch.setattr(jax, "default_backend", lambda: "elsewhere")

@@ -159,7 +159,7 @@ def test_gradients_equal_torchs():
 def test_diffusers_opens_what_we_export(tmp_path):
     pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    params = ddpm_jax.load()
+    params = ddpm_jax.load("digits-16")
     ddpm_jax.save(params, tmp_path / "x", format="diffusers")
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "x")
     assert pipeline.scheduler.config.variance_type == "fixed_small"
@@ -183,7 +183,7 @@ def test_deprecated_names_are_upgraded_as_diffusers_does(tmp_path):
     """A file with the attention names of 2022, through diffusers and through us."""
     pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    params = ddpm_jax.load()
+    params = ddpm_jax.load("digits-16")
     ddpm_jax.save(params, tmp_path / "x", format="diffusers")
     import safetensors.numpy
 

@@ -190,7 +190,7 @@ def test_whole_runs_of_the_demo(name, inject):
     import diffusers
     from test_parity import torch_net
 
-    params = ddpm_jax.load()
+    params = ddpm_jax.load("digits-16")
     net = torch_net(params.config.unet, to_state_dict(params))
     eta = 1.0 if name.endswith("1") else 0.0
     sampler, scheduler = {

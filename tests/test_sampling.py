@@ -360,7 +360,7 @@ class TestInvert:
 
     @pytest.mark.slow
     def test_there_and_back(self):
-        params = ddpm_jax.load()
+        params = ddpm_jax.load("digits-16")
         images = ddpm_jax.sample(params, KEY, 2, sampler=samplers.DDIM(num_steps=20))
         grid = {"num_steps": 25, "timestep_spacing": "trailing"}
         errors = []

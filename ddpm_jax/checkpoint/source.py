@@ -11,7 +11,8 @@ from ddpm_jax.files import check_new_folder, check_storage_dtype, new_folder, re
 from ddpm_jax.params import Params, check_params
 from ddpm_jax.validation import check
 
-DEMO = Path(__file__).parent.parent / "demo" / "digits-16"
+BUNDLED = Path(__file__).parent.parent / "demo"  # checkpoints that come with the package, by their names
+DEMO = "digits-16"  # the one that is opened where none is named
 _FORMATS = ("ddpm_jax", "diffusers")
 # An existing folder is only ever overwritten if it holds one of these.
 _MARKS = (MARKER, "model_index.json")
@@ -44,8 +45,9 @@ def load(
     """Open a checkpoint: weights and all that they are, as one pytree.
 
     Args:
-        source: a folder (of diffusers in any layout, ours, or a training run's), which wins over a hub id of the same
-            name; an id of the Hugging Face hub, "google/ddpm-cat-256"; None for the demo that comes with the package.
+        source: a folder (of diffusers in any layout, ours, or a training run's), which wins over all else of the same
+            name; "digits-16", which comes with the package; an id of the Hugging Face hub, "google/ddpm-cat-256"; None
+            for the demo, digits-16.
         revision: branch, tag or commit on the hub.
         variant: "fp16" opens diffusion_pytorch_model.fp16.safetensors.
         subfolder: of the folder or repository.
@@ -85,23 +87,38 @@ def load(
 
 def locate(source: str | Path | None = None, *, subfolder: str | None = None, **options: Any) -> Located:
     """Find a checkpoint, downloading it where it is the hub's; arguments and errors as `load`."""
-    if source is None:
-        return Located(DEMO, {"model": "digits-16 (the package's demo)"})
-    path = Path(source).expanduser()
+    name = DEMO if source is None else str(source)
+    path, known = Path(name).expanduser(), None
+    if source is None or (not path.exists() and name in bundled()):
+        path, known = BUNDLED / name, {"model": f"{name} (comes with ddpm_jax)"}
     if path.is_dir():
         if options.get("revision") is not None:
             raise ValueError(f"`revision` is for the hub, but {path} is a folder on this machine.")
         folder = path / subfolder if subfolder else path
         if not folder.is_dir():
             raise FileNotFoundError(f"{path} has no folder {subfolder}.")
-        known = read_json(folder / MARKER).get("source") if (folder / MARKER).is_file() else None
+        if (folder / MARKER).is_file():
+            known = read_json(folder / MARKER).get("source")
         return Located(folder, known or {"model": str(path)})
     if path.exists():
         raise FileNotFoundError(f"{path} is a file; name the folder that holds config.json and the weights.")
-    if not hub.looks_like_repo_id(str(source)):
-        raise FileNotFoundError(f"There is no folder {path}, and {str(source)!r} is no id of the hub (owner/name).")
-    folder, commit = hub.download(str(source), subfolder=subfolder, **options)
-    return Located(folder, {"model": str(source), "revision": commit})
+    if not hub.looks_like_repo_id(name):
+        raise FileNotFoundError(
+            f"There is no folder {path}, and {name!r} is neither an id of the hub (owner/name) nor among those that "
+            f"come with the package, {bundled()}."
+        )
+    folder, commit = hub.download(name, subfolder=subfolder, **options)
+    return Located(folder, {"model": name, "revision": commit})
+
+
+def bundled() -> list[str]:
+    """Name the checkpoints that come with the package.
+
+    Example:
+        >>> "digits-16" in bundled()
+        True
+    """
+    return sorted(path.parent.name for path in BUNDLED.glob("*/model_index.json"))
 
 
 def read(folder: Path, *, variant: str | None = None, ema: bool | None = None, dtype: str = "float32") -> Params:

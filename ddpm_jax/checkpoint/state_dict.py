@@ -73,7 +73,7 @@ def to_state_dict(params: Params) -> dict[str, np.ndarray]:
     """Return the weights under the names and axes of diffusers' `UNet2DModel`, as contiguous numpy arrays.
 
     Example:
-        >>> to_state_dict(ddpm_jax.load())["conv_in.weight"].shape
+        >>> to_state_dict(ddpm_jax.load("digits-16"))["conv_in.weight"].shape
         (32, 1, 3, 3)
     """
     return {
@@ -92,7 +92,7 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], config: Config) -> Par
             is not diffusers'.
 
     Example:
-        >>> params = ddpm_jax.load()
+        >>> params = ddpm_jax.load("digits-16")
         >>> from_state_dict(to_state_dict(params), params.config).config == params.config
         True
     """

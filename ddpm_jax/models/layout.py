@@ -35,7 +35,7 @@ def layout(config: UNetConfig) -> Layout:
     """Trace a network once, on one image, without making any weights.
 
     Example:
-        >>> layout(ddpm_jax.load().config.unet).convolutions[0].in_shape
+        >>> layout(ddpm_jax.load("digits-16").config.unet).convolutions[0].in_shape
         (16, 16, 1)
     """
     size, labels = config.image_size or (config.smallest_size,) * 2, None

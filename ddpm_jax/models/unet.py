@@ -17,7 +17,7 @@ class UNet(nn.Module):
     given as a Python float is not cut to an integer (diffusers issue 13654).
 
     Example:
-        >>> params = ddpm_jax.load()
+        >>> params = ddpm_jax.load("digits-16")
         >>> network = UNet(params.config.unet)
         >>> x = jnp.zeros((2, 16, 16, 1))
         >>> jax.jit(network.apply)({"params": params.weights}, x, jnp.array([0, 9])).shape

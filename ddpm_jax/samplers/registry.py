@@ -156,7 +156,7 @@ def has_sampler(config: SamplerConfig) -> bool:
     """Tell whether the scheduler that a checkpoint names has a sampler here.
 
     Example:
-        >>> has_sampler(ddpm_jax.load().config.sampler)
+        >>> has_sampler(ddpm_jax.load("digits-16").config.sampler)
         True
     """
     return config.class_name in _SCHEDULERS
