@@ -1,20 +1,15 @@
 """How near to the model's own distribution, and to the data, each sampler comes with few evaluations of the network.
 
-    python benchmarks/quality_versus_steps.py                            # the demo, against scikit-learn's digits
+    python benchmarks/quality_versus_steps.py                            # digits-16, against scikit-learn's digits
     python benchmarks/quality_versus_steps.py --model google/ddpm-cifar10-32 --data train.npz --work cifar
 
-Measured is the energy distance (Szekely & Rizzo 2013) between two sets of images as vectors of pixels in [0, 1],
-
-    2 E|X - Y| - E|X - X'| - E|Y - Y'|,        |.| the Euclidean distance,
-
-by its U-statistic, with 95 % bootstrap intervals over the images of both sets. It is zero exactly for equal
-distributions. The sets: `--samples` images of a sampler, as many images of 1000-step ancestral sampling by another key,
-and the data. All samplers get the same x_T. What a second ancestral set, of a quarter of the size, differs by is
-recorded too: nothing can be told apart below it.
+Measured is the energy distance of `energy_distance.py`. The sets: `--samples` images of a sampler, as many images of
+1000-step ancestral sampling by another key, and the data. All samplers get the same x_T. What a second ancestral set,
+of a quarter of the size, differs by is recorded too: nothing can be told apart below it.
 
 Every sampler runs on its default grid at 20, 10, 5 and 50 evaluations, then the best three at 20 evaluations on every
 grid. It goes on where it was stopped: images lie in --work, results in --out. The plot needs matplotlib, the digits
-scikit-learn. On CPU every core is a device of its own: 250 images of the demo take three quarters of the time.
+scikit-learn. On CPU every core is a device of its own: 250 images of digits-16 take three quarters of the time.
 """
 
 import argparse
@@ -29,6 +24,7 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.
 
 import jax
 import numpy as np
+from energy_distance import BOOTSTRAPS, as_vectors, distances, energy_distance
 
 import ddpm_jax
 from ddpm_jax import samplers
@@ -36,7 +32,6 @@ from ddpm_jax.files import whole_file, write_json
 from ddpm_jax.samplers.grids import SPACINGS
 
 EVALS = (20, 10, 5, 50)
-BOOTSTRAPS = 500
 BATCH = 100
 HERE = Path(__file__).parent
 
@@ -73,7 +68,7 @@ CANDIDATES = {
 def main() -> None:
     """Sample what is missing, measure what is new, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=None, help="checkpoint; the demo by default")
+    parser.add_argument("--model", default="digits-16", help="checkpoint")
     parser.add_argument("--data", default="digits", help="'digits', or an .npz/.npy of uint8 images [n, h, w, c]")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--work", type=Path, default=Path("quality-work"), help="folder for the images")
@@ -90,7 +85,7 @@ def main() -> None:
     measure = Measure(reference, data)
     results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"rows": {}}
     results |= {
-        **{"model": arguments.model or "demo", "data": arguments.data, "samples": arguments.samples},
+        **{"model": arguments.model, "data": arguments.data, "samples": arguments.samples},
         **{"python": platform.python_version(), "jax": jax.__version__, "bootstraps": BOOTSTRAPS},
         "two ancestral sets": measure(other),
         "ancestral against data": measure.to_data(reference),
@@ -188,33 +183,6 @@ class Measure:
 
     def to_data(self, images: np.ndarray) -> dict:
         return self(images)["data"]
-
-
-def as_vectors(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1).astype(np.float64) / 255
-
-
-def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the Euclidean distance of every pair."""
-    squares = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
-    return np.sqrt(np.maximum(squares, 0))
-
-
-def energy_distance(within_x: np.ndarray, within_y: np.ndarray, between: np.ndarray) -> dict:
-    """Return the U-statistic and its 95 % bootstrap interval.
-
-    In a bootstrap sample a pair of different images meets (n - 1)^2 / n^2 n^2 times on average: hence its divisor.
-    """
-    n, m = between.shape
-    generator = np.random.default_rng(0)
-    np.fill_diagonal(within_x, 0), np.fill_diagonal(within_y, 0)
-    whole = 2 * between.mean() - within_x.sum() / (n * (n - 1)) - within_y.sum() / (m * (m - 1))
-    w = generator.multinomial(n, np.full(n, 1 / n), BOOTSTRAPS).astype(np.float64)
-    v = generator.multinomial(m, np.full(m, 1 / m), BOOTSTRAPS).astype(np.float64)
-    cross = 2 * ((w @ between) * v).sum(1) / (n * m)
-    draws = cross - ((w @ within_x) * w).sum(1) / (n - 1) ** 2 - ((v @ within_y) * v).sum(1) / (m - 1) ** 2
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return {"distance": float(whole), "interval": [round(float(low), 6), round(float(high), 6)]}
 
 
 def draw(results: dict, path: Path) -> None:
