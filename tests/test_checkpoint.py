@@ -207,14 +207,15 @@ class TestThereAndBack:
             locate("./digits")
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-    def test_storage_dtype_halves_the_file(self, tmp_path, google, dtype):
-        save(google, tmp_path / "x", storage_dtype=dtype)
+    def test_storage_dtype_halves_the_file(self, tmp_path, dtype):
+        params = make_params(block_out_channels=(16, 32))  # 0.7 MB: beside it, what orbax writes of its own is little
+        save(params, tmp_path / "x", storage_dtype=dtype)
         loaded = load(tmp_path / "x")
         kind = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
-        assert equal(loaded, jax.tree.map(lambda leaf: np.asarray(leaf).astype(kind).astype(np.float32), google))
-        save(google, tmp_path / "y")
+        assert equal(loaded, jax.tree.map(lambda leaf: np.asarray(leaf).astype(kind).astype(np.float32), params))
+        save(params, tmp_path / "y")
         size = lambda folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        assert size(tmp_path / "x") < 0.75 * size(tmp_path / "y")
+        assert size(tmp_path / "x") < 0.6 * size(tmp_path / "y")  # a half, and up to 50 kB of metadata
 
     def test_schedules_diffusers_does_not_know_become_trained_betas(self, tmp_path):
         params = make_params(schedule=ScheduleConfig(beta_schedule="warmup10"))
