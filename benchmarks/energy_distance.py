@@ -31,6 +31,8 @@ def main() -> None:
     within_target = distances(target, target)
     for name in arguments.sets:
         vectors = read(name, arguments.resolution)
+        if vectors.shape[1] != target.shape[1]:
+            parser.error(f"{name} and {arguments.to} differ in their channels")
         energy = energy_distance(distances(vectors, vectors), within_target, distances(vectors, target))
         print(f"{name:40s} {len(vectors):5d} images  {energy['distance']:.5f}  {energy['interval']}", flush=True)
 
