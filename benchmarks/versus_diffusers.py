@@ -174,7 +174,7 @@ def ours(kind: str, model: Path, batch: int, repeats: int, folder: Path, peer: s
 
         keep_compiled(folder / "cache")
     if peer == "ours_plain":
-        winograd.transform_weights = lambda config, weights, batch_size: weights
+        winograd.transform_weights = lambda config, weights, batch_size, evaluations: weights
     params = ddpm_jax.load(model)
     size, key = params.config.unet.sample_size, jax.random.key(0)
     if kind == "forward":

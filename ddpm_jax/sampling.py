@@ -393,7 +393,7 @@ def _prepare(
         padding = -batch_size % mesh.shape[mesh.axis_names[0]]
         indices, x_T, labels = (None if array is None else _padded(array, padding) for array in (indices, x_T, labels))
         if not traced:  # somebody else's program may be for another device, or differentiated
-            weights = _with_fast_convolutions(unet, weights, (batch_size + padding) // mesh.size)
+            weights = _with_fast_convolutions(unet, weights, (batch_size + padding) // mesh.size, len(table.t))
             weights, key = sharding.place((weights, key), mesh, split=False)
             indices, x_T, labels = sharding.place((indices, x_T, labels), mesh, split=True)
     unit_range = params.config.schedule.kind == "ve"
@@ -416,7 +416,7 @@ def _table(sampler: Sampler | str | None, config: Config) -> Table:
     return table
 
 
-def _with_fast_convolutions(unet: UNetConfig, weights: PyTree, batch_size: int) -> PyTree:
+def _with_fast_convolutions(unet: UNetConfig, weights: PyTree, batch_size: int, evaluations: int) -> PyTree:
     """Return weights with Winograd's kernels where they gain: in float32 on CPU, and where this process holds them."""
     here = all(
         leaf.is_fully_addressable or leaf.is_fully_replicated
@@ -425,7 +425,7 @@ def _with_fast_convolutions(unet: UNetConfig, weights: PyTree, batch_size: int) 
     )
     if jax.default_backend() != "cpu" or unet.dtype != "float32" or not here:
         return weights
-    return winograd.transform_weights(unet, weights, batch_size)
+    return winograd.transform_weights(unet, weights, batch_size, evaluations)
 
 
 def _guidance_scale(unet: UNetConfig, scale: Any) -> Any:

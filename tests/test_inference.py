@@ -57,12 +57,14 @@ def test_which_convolutions_are_transformed():
     """Stride 1, kernel 3, enough channels and pixels, rows by fours."""
     config = UNetConfig(**(PLAIN | {"block_out_channels": (32, 64), "sample_size": 16}))
     params = random_params(config)
-    prepare = lambda config, batch: winograd.transform_weights(config, params.weights, batch)
+    prepare = lambda config, batch, steps=1000: winograd.transform_weights(config, params.weights, batch, steps)
     names = transformed(prepare(config, 1))
     assert "down_blocks_0/resnets_0/conv1" in names and "up_blocks_1/resnets_0/conv2" in names
     assert not any("downsamplers" in name or "shortcut" in name or name in ("conv_in", "conv_out") for name in names)
     assert "mid_block/resnets_0/conv1" not in names  # 8 x 8 pixels of one image
     assert "mid_block/resnets_0/conv1" in transformed(prepare(config, 4))
+    assert transformed(prepare(config, 1, 31)) == []  # 256 pixels 31 times: over before it would pay
+    assert transformed(prepare(config, 1, 32)) == names
     assert transformed(prepare(dataclasses.replace(config, sample_size=18), 4)) == []
     assert "kernel" in params.weights["down_blocks_0"]["resnets_0"]["conv1"]  # the caller's are left alone
 
@@ -87,7 +89,7 @@ def test_prepared_networks_are_the_same_networks(name):
     params = random_params(config)
     x = np.random.default_rng(0).standard_normal((2, 16, 16, config.in_channels)).astype(np.float32)
     t, labels = jnp.array([3.0, 700.0]), jnp.array([0, 2]) if name == "classes" else None
-    weights = winograd.transform_weights(config, params.weights, 2)
+    weights = winograd.transform_weights(config, params.weights, 2, 1000)
     projections = inference.project_times(config, params.weights, t) if labels is None else None
     for i in range(2):
         row = None if projections is None else {path: array[i] for path, array in projections.items()}
@@ -127,7 +129,7 @@ def test_a_thousand_steps_with_trained_weights(monkeypatch):
     """Winograd's roundings do not grow: the same digits to half a grey level."""
     params, sampler = ddpm_jax.load("digits-16"), samplers.DDPM()
     fast = ddpm_jax.sample(params, KEY, 4, sampler=sampler)
-    assert len(transformed(winograd.transform_weights(params.config.unet, params.weights, 4))) > 10
+    assert len(transformed(winograd.transform_weights(params.config.unet, params.weights, 4, 1000))) > 10
     monkeypatch.setattr(jax, "default_backend", lambda: "elsewhere")
     plain = ddpm_jax.sample(params, KEY, 4, sampler=sampler)
     monkeypatch.undo()
