@@ -100,9 +100,10 @@ def test_the_demo_as_a_process(folder):
     assert result.returncode == 0, result.stderr
     assert "images/s" in result.stderr and "4 images in samples" in result.stdout
     with Image.open(folder / "samples/grid.png") as grid:
-        assert grid.size == (34, 34)
-        pixels = np.asarray(grid) / 255
-    assert 0.1 < pixels.mean() < 0.5 and pixels.max() > 0.9  # digits are a third of white on black
+        assert grid.size == (66, 66) and grid.mode == "RGB"
+        image = np.asarray(grid)[:32, :32] / 255
+    assert 0.1 < image.mean() < 0.8
+    assert np.abs(np.diff(image, axis=1)).mean() < 0.15  # of noise 0.3 and more: neighbours are alike in a photograph
 
 
 def test_convert_export_and_info(capsys, model, folder):
@@ -118,7 +119,7 @@ def test_convert_export_and_info(capsys, model, folder):
             assert words in text
         assert "DDPM(variance_type='fixed_large')" in text and f"model {name}" in text or name != model
     assert f"model {model}" in run(capsys, "info", "checkpoints/model").out  # where it came from, remembered
-    assert "digits-16" in run(capsys, "info").out
+    assert "produce-32" in run(capsys, "info").out
 
 
 def test_scripts_in_convert(model, folder):

@@ -12,7 +12,7 @@ from ddpm_jax.params import Params, check_params
 from ddpm_jax.validation import check
 
 BUNDLED = Path(__file__).parent.parent / "demo"  # checkpoints that come with the package, by their names
-DEMO = "digits-16"  # the one that is opened where none is named
+DEMO = "produce-32"  # the one that is opened where none is named
 _FORMATS = ("ddpm_jax", "diffusers")
 # An existing folder is only ever overwritten if it holds one of these.
 _MARKS = (MARKER, "model_index.json")
@@ -46,8 +46,8 @@ def load(
 
     Args:
         source: a folder (of diffusers in any layout, ours, or a training run's), which wins over all else of the same
-            name; "digits-16", which comes with the package; an id of the Hugging Face hub, "google/ddpm-cat-256"; None
-            for the demo, digits-16.
+            name; "produce-32" or "digits-16", which come with the package; an id of the Hugging Face hub,
+            "google/ddpm-cat-256"; None for the demo, produce-32.
         revision: branch, tag or commit on the hub.
         variant: "fp16" opens diffusion_pytorch_model.fp16.safetensors.
         subfolder: of the folder or repository.
@@ -69,7 +69,7 @@ def load(
     Example:
         >>> params = load()
         >>> params.config.sampler.class_name, params.config.schedule.beta_schedule
-        ('DDPMScheduler', 'linear')
+        ('DDPMScheduler', 'squaredcos_cap_v2')
     """
     check(dtype in ("float32", "bfloat16"), f'`dtype` must be "float32" or "bfloat16", not {dtype!r}.')
     folder = locate(

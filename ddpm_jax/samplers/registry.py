@@ -33,7 +33,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
 
 
 # Of all samplers on their default grids, 20 evaluations each, 2,000 samples of DPM-Solver++ 3M come nearest to
-# 1000-step ancestral ones of the demo; DEIS, UniPC and DPM-Solver(++) of other orders lie within the bootstrap's
+# 1000-step ancestral ones of digits-16; DEIS, UniPC and DPM-Solver(++) of other orders lie within the bootstrap's
 # interval, and so does this clipped form (benchmarks/quality_versus_steps.py). Clipped, since an error in eps is one in
 # x_0_hat 157 times as large at the first timestep: of 500 samples of a network trained for a quarter of an hour (the
 # preset tiny-16) 99 ended noisy without and none with; energy distance to the data 0.049 and 0.009, that of 20 steps of
