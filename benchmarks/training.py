@@ -2,26 +2,40 @@
 
     python benchmarks/training.py                                # both networks, five rounds
     python benchmarks/training.py --dtype bfloat16 --compile     # on an accelerator
+    python benchmarks/training.py --profile                      # where the time of a step goes
     python benchmarks/training.py --data photos/                 # images/s of the data pipeline alone
 
 A step is: noise, forward, backward, clipping, AdamW, moving average, as in diffusers' train_unconditional.py with
 --use_ema. The same network, batch and precision; PyTorch in eager mode and with channels_last (with --compile also
 under torch.compile). Ratios are taken within a round; their median is printed. Needs the `parity` and `train` extras.
+
+A profile (CPU) sorts the time of the steps by what was done, as PyTorch's and JAX's own profilers tell it. Of XLA's
+convolutions, it tells the beginning only: their tiles run on the threads between the other events, and count as what is
+left of the time of all threads, waiting included.
 """
 
 import argparse
+import collections
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 NETS = ("small-32", "cifar10")  # those of the presets
 PEERS = ("ours", "eager", "channels_last")
 STEPS = 8
+CLASSES = {  # of a profile: the first whose words are in an event's name has it
+    "convolutions": ("conv_general", "convolution"),
+    "matrix products": ("ynn", "dot", "aten::mm", "addmm", "bmm"),
+    "group norms and reductions": ("reduce", "group_norm", "aten::sum", "aten::mean"),
+    "copies": ("copy", "transpose", "concatenate", "aten::cat"),
+}
 
 
 def main() -> None:
@@ -33,6 +47,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="a peer under torch.compile")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--profile", action="store_true", help="print where the time of a step goes, once a peer")
     parser.add_argument("--data", help="measure the data pipeline on this folder instead")
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
@@ -46,6 +61,16 @@ def main() -> None:
         return
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", flush=True)
     peers = (*PEERS, "compiled") if options.compile else PEERS
+    if options.profile:
+        for net in options.nets:
+            for peer in peers:
+                milliseconds = launch(net, peer)
+                parts = ", ".join(f"{name} {value:.0f}" for name, value in milliseconds.items())
+                print(
+                    f"{net:10s} b{options.batch_size} {peer:14s} {sum(milliseconds.values()):.0f} ms: {parts}",
+                    flush=True,
+                )
+        return
     results = {}
     for net in options.nets:
         rounds = [{peer: launch(net, peer) for peer in peers} for _ in range(options.rounds)]
@@ -72,11 +97,69 @@ def launch(net: str, peer: str) -> dict[str, float]:
 
 
 def work(net: str, peer: str, options) -> dict[str, float]:
-    """Time a step, in this process."""
+    """Time a step, in this process, or profile it."""
     import resource
 
-    seconds = ours(net, options) if peer == "ours" else theirs(net, peer, options)
-    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    step, wait = ours(net, options) if peer == "ours" else theirs(net, peer, options)
+    for _ in range(3 if peer == "compiled" else 2):
+        step()
+    wait()
+
+    def steps() -> float:
+        start = time.perf_counter()
+        for _ in range(options.steps):
+            step()
+        wait()
+        return (time.perf_counter() - start) / options.steps
+
+    if options.profile:
+        return profile_ours(steps, options) if peer == "ours" else profile_theirs(steps, options)
+    return {"seconds": steps(), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def classify(times: dict[str, float]) -> dict[str, float]:
+    """Sum times by class of the events' names."""
+    sums = dict.fromkeys((*CLASSES, "other"), 0.0)
+    for event, value in times.items():
+        words = (name for name, parts in CLASSES.items() if any(part in event for part in parts))
+        sums[next(words, "other")] += value
+    return sums
+
+
+def profile_ours(steps: Callable[[], float], options) -> dict[str, float]:
+    """Return ms a step by class: the time of XLA's threads, over their number."""
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            seconds = steps()
+        (trace,) = Path(folder).rglob("*.xplane.pb")
+        planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
+    times, threads = collections.Counter(), 0
+    for line in (line for plane in planes for line in plane.lines if (line.name or "").startswith("tf_XLAEigen")):
+        threads += 1
+        inner: list[list] = []  # the events that are open: end, name
+        for event in sorted(line.events, key=lambda event: (event.start_ns, -event.duration_ns)):
+            if event.name.startswith("end:"):
+                continue
+            while inner and inner[-1][0] <= event.start_ns:
+                inner.pop()
+            times[event.name] += event.duration_ns / 1e6
+            if inner:
+                times[inner[-1][1]] -= event.duration_ns / 1e6  # of the outer, its own time alone
+            inner.append([event.start_ns + event.duration_ns, event.name])
+    sums = {name: value / threads / options.steps for name, value in classify(times).items()}
+    sums["convolutions"] += 1e3 * seconds - sum(sums.values())
+    return sums
+
+
+def profile_theirs(steps: Callable[[], float], options) -> dict[str, float]:
+    """Return ms a step by class: the time of PyTorch's operators on the calling threads."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as result:
+        steps()
+    return classify({event.key: event.self_cpu_time_total / 1e3 / options.steps for event in result.key_averages()})
 
 
 def settings(net: str, options):
@@ -96,8 +179,8 @@ def settings(net: str, options):
     return Run(network(config, 32, 3, 0), config)
 
 
-def ours(net: str, options) -> float:
-    """Time ddpm_jax."""
+def ours(net: str, options) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a step of ddpm_jax, and what waits for it."""
     import jax
     import numpy as np
 
@@ -106,21 +189,19 @@ def ours(net: str, options) -> float:
 
     run, mesh = settings(net, options), sharding.data_mesh()
     state = create(run, init(jax.random.key(0), run.network).weights, mesh)
-    step = compiled(run, state, mesh)
+    run_step = compiled(run, state, mesh)
     images = np.random.default_rng(0).integers(0, 256, (options.batch_size, 32, 32, 3), np.uint8)
     images = sharding.place(images, mesh, split=True)
-    for _ in range(2):
-        state, metrics = step(state, images, None)
-    jax.block_until_ready(state)
-    start = time.perf_counter()
-    for _ in range(options.steps):
-        state, metrics = step(state, images, None)
-    jax.block_until_ready((state, metrics))
-    return (time.perf_counter() - start) / options.steps
+
+    def step() -> None:
+        nonlocal state
+        state, _ = run_step(state, images, None)
+
+    return step, lambda: jax.block_until_ready(state)
 
 
-def theirs(net: str, peer: str, options) -> float:
-    """Time diffusers."""
+def theirs(net: str, peer: str, options) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a step of diffusers, and what waits for it."""
     import diffusers
     import torch
     from diffusers.training_utils import EMAModel
@@ -150,15 +231,7 @@ def theirs(net: str, peer: str, options) -> float:
         adam.zero_grad()
         average.step(model.parameters())
 
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for _ in range(3 if peer == "compiled" else 2):
-        step()
-    wait()
-    start = time.perf_counter()
-    for _ in range(options.steps):
-        step()
-    wait()
-    return (time.perf_counter() - start) / options.steps
+    return step, torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def data_rate(data: str, resolution: int) -> float:
