@@ -36,6 +36,7 @@ CLASSES = {  # of a profile: the first whose words are in an event's name has it
     "group norms and reductions": ("reduce", "group_norm", "aten::sum", "aten::mean"),
     "copies": ("copy", "transpose", "concatenate", "aten::cat"),
 }
+OTHER = "other"
 
 
 def main() -> None:
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="a peer under torch.compile")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--profile", action="store_true", help="print where the time of a step goes, once a peer")
+    parser.add_argument("--profile", action="store_true", help="where the time of a step goes (CPU)")
     parser.add_argument("--data", help="measure the data pipeline on this folder instead")
     parser.add_argument("--resolution", type=int, default=32)
     parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
@@ -61,30 +62,32 @@ def main() -> None:
         return
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", flush=True)
     peers = (*PEERS, "compiled") if options.compile else PEERS
-    if options.profile:
-        for net in options.nets:
-            for peer in peers:
-                milliseconds = launch(net, peer)
-                parts = ", ".join(f"{name} {value:.0f}" for name, value in milliseconds.items())
-                print(
-                    f"{net:10s} b{options.batch_size} {peer:14s} {sum(milliseconds.values()):.0f} ms: {parts}",
-                    flush=True,
-                )
-        return
+    show = profile_line if options.profile else speed_line
     results = {}
     for net in options.nets:
         rounds = [{peer: launch(net, peer) for peer in peers} for _ in range(options.rounds)]
         results[f"{net}-b{options.batch_size}-{options.dtype}"] = rounds
         for peer in peers:
-            rate = options.batch_size / statistics.median(numbers[peer]["seconds"] for numbers in rounds)
-            memory = statistics.median(numbers[peer]["peak_mb"] for numbers in rounds)
-            ratios = sorted(numbers[peer]["seconds"] / numbers["ours"]["seconds"] for numbers in rounds)
-            line = f"{net:10s} b{options.batch_size} {peer:14s} {rate:9.2f} images/s   peak {memory:6.0f} MB"
-            if peer != "ours":
-                line += f"   we are {statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
-            print(line, flush=True)
+            print(f"{net:10s} b{options.batch_size} {peer:14s} {show(rounds, peer, options)}", flush=True)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def speed_line(rounds: list[dict], peer: str, options) -> str:
+    """Say how fast a peer was, and how we were beside it."""
+    rate = options.batch_size / statistics.median(numbers[peer]["seconds"] for numbers in rounds)
+    memory = statistics.median(numbers[peer]["peak_mb"] for numbers in rounds)
+    line = f"{rate:9.2f} images/s   peak {memory:6.0f} MB"
+    if peer == "ours":
+        return line
+    ratios = sorted(numbers[peer]["seconds"] / numbers["ours"]["seconds"] for numbers in rounds)
+    return f"{line}   we are {statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
+
+
+def profile_line(rounds: list[dict], peer: str, options) -> str:
+    """Say where a peer's time went, ms a step."""
+    medians = {name: statistics.median(numbers[peer][name] for numbers in rounds) for name in (*CLASSES, OTHER)}
+    return f"{sum(medians.values()):.0f} ms: " + ", ".join(f"{name} {value:.0f}" for name, value in medians.items())
 
 
 def launch(net: str, peer: str) -> dict[str, float]:
@@ -100,6 +103,10 @@ def work(net: str, peer: str, options) -> dict[str, float]:
     """Time a step, in this process, or profile it."""
     import resource
 
+    import jax
+
+    if options.profile and peer == "ours" and jax.default_backend() != "cpu":
+        raise RuntimeError("--profile reads the threads of a CPU; set JAX_PLATFORMS=cpu and hide the accelerator.")
     step, wait = ours(net, options) if peer == "ours" else theirs(net, peer, options)
     for _ in range(3 if peer == "compiled" else 2):
         step()
@@ -119,10 +126,10 @@ def work(net: str, peer: str, options) -> dict[str, float]:
 
 def classify(times: dict[str, float]) -> dict[str, float]:
     """Sum times by class of the events' names."""
-    sums = dict.fromkeys((*CLASSES, "other"), 0.0)
+    sums = dict.fromkeys((*CLASSES, OTHER), 0.0)
     for event, value in times.items():
-        words = (name for name, parts in CLASSES.items() if any(part in event for part in parts))
-        sums[next(words, "other")] += value
+        classes = (name for name, words in CLASSES.items() if any(word in event for word in words))
+        sums[next(classes, OTHER)] += value
     return sums
 
 
@@ -135,9 +142,9 @@ def profile_ours(steps: Callable[[], float], options) -> dict[str, float]:
             seconds = steps()
         (trace,) = Path(folder).rglob("*.xplane.pb")
         planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
-    times, threads = collections.Counter(), 0
-    for line in (line for plane in planes for line in plane.lines if (line.name or "").startswith("tf_XLAEigen")):
-        threads += 1
+    threads = [line for plane in planes for line in plane.lines if line.name.startswith("tf_XLAEigen")]
+    times = collections.Counter()
+    for line in threads:
         inner: list[list] = []  # the events that are open: end, name
         for event in sorted(line.events, key=lambda event: (event.start_ns, -event.duration_ns)):
             if event.name.startswith("end:"):
@@ -148,7 +155,7 @@ def profile_ours(steps: Callable[[], float], options) -> dict[str, float]:
             if inner:
                 times[inner[-1][1]] -= event.duration_ns / 1e6  # of the outer, its own time alone
             inner.append([event.start_ns + event.duration_ns, event.name])
-    sums = {name: value / threads / options.steps for name, value in classify(times).items()}
+    sums = {name: value / len(threads) / options.steps for name, value in classify(times).items()}
     sums["convolutions"] += 1e3 * seconds - sum(sums.values())
     return sums
 
