@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -31,23 +31,27 @@ def _jitted(function: Callable, traced: bool) -> Callable:
 
 
 def jit(function: Callable, **kwargs: Any) -> Callable:
-    """Return `jax.jit(function, **kwargs)` with the backend's compiler options, or without those it does not know."""
-    plain = jax.jit(function, **kwargs)
-    if jax.default_backend() != "cpu":
-        return plain
-    options = dict(_CPU_OPTIONS)
-    chosen = [jax.jit(function, compiler_options=options, **kwargs)]
-    log.info("%s is compiled with %s.", function.__name__, options)
+    """Return `jax.jit(function, **kwargs)` with those of the backend's compiler options that this XLA knows."""
+    options = known_options(_CPU_OPTIONS) if jax.default_backend() == "cpu" else {}
+    log.info("%s is compiled with %s.", function.__name__, options or "no options")
+    return jax.jit(function, compiler_options=options, **kwargs)
 
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        try:
-            return chosen[0](*args)
-        except jax.errors.JaxRuntimeError as error:
-            if not any(option in str(error) for option in options):
-                raise
-            log.info("XLA does not know the options %s: compiled without.", list(options))
-            chosen[0] = plain
-            return plain(*args)
 
-    return run
+def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those compiler options that this XLA knows: they come and go between versions.
+
+    Example:
+        >>> known_options({"xla_of_no_version": True})
+        {}
+    """
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        log.info("This XLA does not take %s=%s: %s", name, value, str(error).splitlines()[0])
+        return False
+    return True

@@ -173,6 +173,16 @@ class Config:
 
     Hashable and compared by value: weights of equal configs share their compiled programs.
 
+    Attributes:
+        unet, schedule, sampler: see there.
+        class_names: names of the classes 0, 1, ... of a network with a table of classes; empty where nobody named them.
+        null_class: the row of that table that stands for no class, for classifier-free guidance; None where there is
+            none, or where nobody knows it.
+
+    Raises:
+        ValueError: names or a null class for a network that has no table of classes, more names than classes, a name
+            twice, a null class out of range.
+
     Example:
         >>> config = Config(UNetConfig(block_out_channels=(32,), down_block_types=("DownBlock2D",),
         ...                            up_block_types=("UpBlock2D",)))
@@ -183,6 +193,18 @@ class Config:
     unet: UNetConfig
     schedule: ScheduleConfig = ScheduleConfig()
     sampler: SamplerConfig = SamplerConfig()
+    class_names: tuple[str, ...] = ()
+    null_class: int | None = None
+
+    def __post_init__(self):
+        names, null, count = freeze(self.class_names), self.null_class, self.unet.num_class_embeds or 0
+        object.__setattr__(self, "class_names", names)
+        good = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
+        check(good, f"`class_names` must be a list of strings, not {names!r}.")
+        check(len(names) <= count, f"`class_names` has {len(names)} names; the network has {count} classes.")
+        check(len(set(names)) == len(names), f"`class_names` holds a name twice: {list(names)}.")
+        good = null is None or (is_int(null, 0) and null < count)
+        check(good, f"`null_class` must be one of the network's {count} classes or None, not {null!r}.")
 
 
 def scheduler_from_dict(items: dict[str, Any]) -> tuple[ScheduleConfig, SamplerConfig]:

@@ -58,8 +58,8 @@ class Objective:
         timestep_sampling: "uniform"; "antithetic": images 2j and 2j + 1 take t and T - 1 - t; "importance": t in
             proportion to the root mean square of its last ten losses (Nichol & Dhariwal 2021, section 3.3), which only
             a training run keeps.
-        label_dropout: how often an image's class is replaced by the last one, which then stands for "no class"
-            (classifier-free guidance, Ho & Salimans 2022).
+        label_dropout: how often an image's class is replaced by the config's `null_class` (where it names none, the
+            last one), which stands for "no class" (classifier-free guidance, Ho & Salimans 2022).
 
     Example:
         >>> Objective(weighting="min_snr").min_snr_gamma
@@ -217,7 +217,8 @@ def traced_per_image(static: tuple[Config, Objective], weights, key, x_0, labels
     eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), x_0.shape[1:], x_0.dtype))(keys)
     if objective.label_dropout:
         draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys)
-        labels = jnp.where(draw < objective.label_dropout, config.unet.num_class_embeds - 1, labels)
+        null = config.unet.num_class_embeds - 1 if config.null_class is None else config.null_class
+        labels = jnp.where(draw < objective.label_dropout, null, labels)
     alpha_bar_t = jnp.asarray(alphas_cumprod(schedule), x_0.dtype)[t]
     x_t = q_sample(x_0, alpha_bar_t, eps)
     out = run_network(config.unet, weights, x_t, t, labels, dropout_key)

@@ -61,9 +61,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Compile quickly rather than well in the fast suite, which does little else; the slow one runs what users run."""
     if not config.getoption("--slow"):
-        flags = os.environ.get("XLA_FLAGS", "")
-        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-        os.environ["XLA_FLAGS"] = f"{flags} {quick} --xla_cpu_use_fusion_emitters=false".strip()
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for the processes that tests start
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_collection_modifyitems(config, items):

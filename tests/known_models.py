@@ -48,8 +48,6 @@ def _scan(net_fn, switches, rows, state, keys, noise):
 
 
 _compiled = jax.jit(_scan, static_argnums=(0, 1))
-# The nonlinear model multiplies roundings: with the fast suite's quicker compilation it would show in the fourth digit.
-_carefully = jax.jit(_scan, static_argnums=(0, 1), compiler_options={"xla_cpu_use_fusion_emitters": True})
 
 
 def run_table(net_fn, table, x_T, key=None, noise=None):
@@ -65,8 +63,7 @@ def run_table(net_fn, table, x_T, key=None, noise=None):
     if noise is not None:
         noise = np.concatenate([noise, np.zeros((extra, *noise.shape[1:]))]).astype(x_T.dtype)
     state = initial_state(table.switches, jnp.asarray(table.init_scale, x_T.dtype), x_T)
-    scan = _carefully if net_fn is nonlinear else _compiled
-    return np.asarray(scan(net_fn, table.switches, rows, state, keys, noise)[0])
+    return np.asarray(_compiled(net_fn, table.switches, rows, state, keys, noise)[0])
 
 
 def run(sampler, schedule=EPS, model=dummy, start=None, seed=None, first_row=0, told=None):

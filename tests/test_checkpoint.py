@@ -1,5 +1,6 @@
 """Folders in every layout, there and back bit for bit, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -167,6 +168,13 @@ class TestThereAndBack:
     def test_bit_equal(self, tmp_path, format, changes):
         params = make_params(**changes)
         assert equal(load(save(params, tmp_path / "x", format=format)), params)
+
+    @pytest.mark.parametrize("format", ["ddpm_jax", "diffusers"])
+    def test_names_of_classes(self, tmp_path, format):
+        params = make_params(num_class_embeds=3)
+        config = dataclasses.replace(params.config, class_names=("pear", "Äpfel"), null_class=2)
+        folder = ddpm_jax.save(params.replace(config=config), tmp_path / "named", format=format)
+        assert load(folder).config == config
 
     def test_state_dict(self):
         config = UNetConfig(**NCSNPP)

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import NCSNPP, PLAIN
 
-from ddpm_jax.config import ScheduleConfig, UNetConfig, scheduler_from_dict, scheduler_to_dict
+from ddpm_jax.config import Config, ScheduleConfig, UNetConfig, scheduler_from_dict, scheduler_to_dict
 
 
 def test_round_trip_through_json():
@@ -175,3 +175,21 @@ def test_other_processes_are_not_taken_for_ddpm(name):
     schedule, sampler = scheduler_from_dict(items)
     assert schedule == ScheduleConfig(kind="other", num_train_timesteps=40) and sampler.class_name == name
     assert scheduler_from_dict(scheduler_to_dict(schedule, sampler)) == (schedule, sampler)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"class_names": ("a", "b", "c", "d")}, "has 4 names; the network has 3 classes"),
+        ({"class_names": ("a", "a")}, "holds a name twice"),
+        ({"class_names": (1, 2)}, "must be a list of strings"),
+        ({"null_class": 3}, "must be one of the network's 3 classes or None, not 3"),
+        ({"null_class": -1}, "not -1"),
+    ],
+)
+def test_names_that_do_not_fit_the_classes(changes, message, untyped):
+    unet = UNetConfig(**PLAIN, num_class_embeds=3)
+    with pytest.raises(ValueError, match=message):
+        Config(unet, **changes)
+    with pytest.raises(ValueError, match="the network has 0 classes|network's 0 classes"):
+        Config(UNetConfig(**PLAIN), **{"class_names": ("a",)} if "class_names" in changes else {"null_class": 0})

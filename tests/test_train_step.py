@@ -231,9 +231,9 @@ class TestPaper:
     def test_parameters(self):
         from ddpm_jax.models.layout import layout
 
-        built = network(self.preset, 32, 3, 0)
+        built = network(self.preset, 32, 3)
         assert count_parameters(layout(built.unet).weights) == 35_746_307
-        assert count_parameters(layout(network(PRESETS["lsun-256"], 256, 3, 0).unet).weights) == 113_673_219
+        assert count_parameters(layout(network(PRESETS["lsun-256"], 256, 3).unet).weights) == 113_673_219
 
     def test_learning_rate(self):
         rate = learning_rate(self.preset.optimizer, self.preset.run.steps)
@@ -255,14 +255,14 @@ class TestPaper:
         assert (settings.adam_b1, settings.adam_b2, settings.adam_eps) == (0.9, 0.999, 1e-8)
 
     def test_the_rest(self):
-        preset, built = self.preset, network(self.preset, 32, 3, 0)
+        preset, built = self.preset, network(self.preset, 32, 3)
         assert (preset.run.batch_size, preset.run.steps, preset.data.flip) == (128, 800_000, True)
         assert built.unet.dropout == 0.1 and built.sampler.to_dict()["variance_type"] == "fixed_large"
         assert (built.schedule.beta_start, built.schedule.beta_end) == (0.0001, 0.02)
 
     def test_initial_loss(self):
         """conv_out begins at nearly zero, so that the first loss is the mean square of eps."""
-        params = ddpm_jax.init(jax.random.key(0), network(self.preset, 32, 3, 0))
+        params = ddpm_jax.init(jax.random.key(0), network(self.preset, 32, 3))
         value = ddpm_jax.loss(params, jax.random.key(1), jnp.zeros((4, 32, 32, 3)))
         assert abs(value - 1) < 0.04  # 12,288 squares of deviation sqrt(2): 0.0128
 
@@ -285,7 +285,7 @@ class TestConfig:
     @pytest.mark.parametrize("name", [name for name in PRESETS if name != "fine-tune"])
     def test_presets_can_be_built(self, name):
         preset = PRESETS[name]
-        built = network(preset, preset.data.resolution, 3, 0)
+        built = network(preset, preset.data.resolution, 3)
         losses.check_objective(built, preset.objective)
 
     def test_decaying_rates_fix_the_steps(self):
@@ -323,9 +323,9 @@ class TestConfig:
             (lambda: OptimizerConfig(clip_norm=-1.0), "`clip_norm` must not be negative"),
             (lambda: EmaConfig(power_ema=(0.5,)), "`power_ema` must be relative lengths"),
             (lambda: config(optimizer=OptimizerConfig(accumulate=3)), "does not divide into 3 parts"),
-            (lambda: network(PRESETS["cifar10"], 36, 3, 0), "`resolution` 36 cannot be halved 3 times: use 32 or 40."),
-            (lambda: network(PRESETS["cifar10"], 40, 3, 0), r"`attention_resolutions` \[16\]: the levels have"),
-            (lambda: network(PRESETS["tiny-16"], 18, 1, 0), "cannot be halved 2 times"),
+            (lambda: network(PRESETS["cifar10"], 36, 3), "`resolution` 36 cannot be halved 3 times: use 32 or 40."),
+            (lambda: network(PRESETS["cifar10"], 40, 3), r"`attention_resolutions` \[16\]: the levels have"),
+            (lambda: network(PRESETS["tiny-16"], 18, 1), "cannot be halved 2 times"),
             (lambda: TrainConfig.from_dict({"data": {"dta": "x"}}), "no field `dta`. Did you mean `data`"),
         ],
     )

@@ -131,7 +131,7 @@ from ddpm_jax.training.config import network
 from ddpm_jax.training.step import Run, create
 model = ModelConfig(channels=32, channel_multipliers=(1, 2), attention_resolutions=())
 config = TrainConfig(data=DataConfig(data="digits"), model=model, run=RunConfig(sharding="fsdp"))
-built = network(config, 8, 1, 0)
+built = network(config, 8, 1)
 state = create(Run(built, config), init(jax.random.key(0), built).weights, sharding.data_mesh())
 for tree in (state.weights, state.ema, state.opt_state):
     large = [leaf for leaf in jax.tree.leaves(tree) if leaf.size >= sharding.LEAST_SPLIT]

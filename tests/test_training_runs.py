@@ -308,7 +308,7 @@ def test_the_default_preset_at_any_resolution(resolution):
     """Attention stays at its level."""
     command = train_command(["train", "--data", "photos", "--resolution", str(resolution)])
     defaults = inspect.signature(command).parameters["config"].default
-    built = network(defaults, resolution, 3, 0)
+    built = network(defaults, resolution, 3)
     assert built.unet.down_block_types == ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
 
 

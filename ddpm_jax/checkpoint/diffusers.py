@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from ddpm_jax.config import (
 from ddpm_jax.files import read_json, stored, write_json
 from ddpm_jax.params import Params
 from ddpm_jax.schedule import betas
+from ddpm_jax.validation import freeze
 
 WEIGHTS = "diffusion_pytorch_model"
 _LFS_POINTER = b"version https://git-lfs"
@@ -167,7 +169,8 @@ def read_folder(folder: Path, layout: Layout, *, dtype: str = "float32", schedul
             "epsilon prediction).",
             stacklevel=2,
         )
-    return from_state_dict(read_weights(folder, layout), Config(unet, schedule, sampler))
+    config = Config(unet, schedule, sampler, freeze(items.get("_class_names") or ()), items.get("_null_class"))
+    return from_state_dict(read_weights(folder, layout), config)
 
 
 def _refuse_other_pipelines(path: Path) -> None:
@@ -228,6 +231,12 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}). Download it again.") from error
 
 
+def _class_notes(config: Config) -> dict[str, Any]:
+    """What a UNet2DModel's config.json has no field for, under names that diffusers passes over."""
+    notes = {"_class_names": list(config.class_names), "_null_class": config.null_class}
+    return {name: value for name, value in notes.items() if value not in ([], None)}
+
+
 def write_folder(params: Params, folder: Path, storage_dtype: str) -> None:
     """Write a pipeline folder that `DDPMPipeline.from_pretrained` of diffusers opens, into an empty folder."""
     import safetensors.numpy
@@ -246,7 +255,7 @@ def write_folder(params: Params, folder: Path, storage_dtype: str) -> None:
         "scheduler": ["diffusers", config.sampler.class_name],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    unet = {"_class_name": "UNet2DModel"} | version | config.unet.to_dict()
+    unet = {"_class_name": "UNet2DModel"} | version | _class_notes(config) | config.unet.to_dict()
     write_json(folder / "model_index.json", {"_class_name": pipeline} | version | index)
     write_json(folder / "unet/config.json", unet)
     write_json(folder / "scheduler/scheduler_config.json", scheduler | version)

@@ -62,6 +62,8 @@ def write_config(config: Config, folder: Path, source: dict[str, Any] | None) ->
         "unet": config.unet.to_dict(),
         "schedule": dataclasses.asdict(config.schedule),
         "sampler": {"class_name": config.sampler.class_name, "items": config.sampler.to_dict()},
+        "class_names": list(config.class_names),
+        "null_class": config.null_class,
         "source": source,
     }
     write_json(folder / MARKER, items)
@@ -165,4 +167,15 @@ def read_config(folder: Path, *, dtype: str = "float32") -> Config:
         check(name in known, f"A schedule has no field `{name}`.{nearest(name, known)}")
     schedule = ScheduleConfig(**{name: freeze(value) for name, value in items["schedule"].items()})
     knobs = sorted((name, freeze(value)) for name, value in items["sampler"].get("items", {}).items())
-    return Config(unet, schedule, SamplerConfig(items["sampler"]["class_name"], tuple(knobs)))
+    sampler = SamplerConfig(items["sampler"]["class_name"], tuple(knobs))
+    null_class = items["null_class"] if "null_class" in items else _null_class_of_old_run(folder, items, unet)
+    return Config(unet, schedule, sampler, freeze(items.get("class_names") or ()), null_class)
+
+
+def _null_class_of_old_run(folder: Path, items: dict[str, Any], unet: UNetConfig) -> int | None:
+    """Return what a run of version 0.1 did not write down: with label dropout its last row stood for no class."""
+    record = folder / ((items.get("source") or {}).get("trained_by") or "")
+    if not record.is_file() or unet.num_class_embeds is None:
+        return None
+    dropped = read_json(record).get("config", {}).get("objective", {}).get("label_dropout")
+    return unet.num_class_embeds - 1 if dropped else None

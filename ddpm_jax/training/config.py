@@ -292,27 +292,26 @@ def check_resolution(resolution: int, levels: int) -> None:
     )
 
 
-def network(config: TrainConfig, resolution: int, channels: int, num_classes: int) -> Config:
+def network(config: TrainConfig, resolution: int, channels: int, classes: tuple[str, ...] = ()) -> Config:
     """Return the network and schedule that a run trains from nothing.
 
     Args:
         config: of the run.
         resolution: side of the images.
         channels: of the images.
-        num_classes: 0 for none; with label dropout one more row stands for no class.
+        classes: their names; with label dropout one more row stands for no class.
 
     Raises:
         ValueError: a resolution that the levels cannot halve, or that never comes down to an attention resolution.
     """
     model, objective = config.model, config.objective
     learned = objective.variance_type == "learned_range"
-    if num_classes:
-        num_classes += objective.label_dropout > 0
+    null_class = len(classes) if classes and objective.label_dropout else None
     common = {
         "sample_size": resolution,
         "in_channels": channels,
         "out_channels": channels * (1 + learned),
-        "num_class_embeds": num_classes or None,
+        "num_class_embeds": len(classes) + (null_class is not None) or None,
     }
     if model.model_config is not None:
         items = {name: value for name, value in read_json(model.model_config).items() if not name.startswith("_")}
@@ -351,4 +350,4 @@ def network(config: TrainConfig, resolution: int, channels: int, num_classes: in
         prediction_type=model.prediction_type,
     )
     items = (("clip_sample", True), ("variance_type", objective.variance_type))
-    return Config(unet, schedule, SamplerConfig("DDPMScheduler", items))
+    return Config(unet, schedule, SamplerConfig("DDPMScheduler", items), classes, null_class)

@@ -314,7 +314,7 @@ def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]
     check(classes or not dropped, "`label_dropout` is for data with classes (`class_conditional`).")
     if config.model.init is None:
         resolution = config.data.resolution or own_resolution(config.model) or _side(source)
-        built = network(config, resolution, source.channels, classes)
+        built = network(config, resolution, source.channels, source.classes)
         check_objective(built, config.objective)
         with _on_host():
             return built, init(jax.random.key(config.run.seed), built).weights
@@ -324,7 +324,6 @@ def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]
     resolution = config.data.resolution or (unet.image_size or (_side(source),))[0]
     check_resolution(resolution, len(unet.block_out_channels))
     unet = dataclasses.replace(unet, sample_size=resolution)
-    built = Config(unet, params.config.schedule, params.config.sampler)
     check(
         unet.in_channels == source.channels,
         f"--init {config.model.init} is a network for {unet.in_channels} channels; the data has {source.channels}.",
@@ -335,6 +334,8 @@ def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]
         f"--init {config.model.init} has {unet.num_class_embeds or 'no'} classes; the data has {classes or 'none'}"
         f"{' (and one more row for none)' if dropped else ''}.",
     )
+    null_class = classes if dropped and params.config.null_class is None else params.config.null_class
+    built = dataclasses.replace(params.config, unet=unet, class_names=source.classes, null_class=null_class)
     check_objective(built, config.objective)
     return built, params.weights
 
