@@ -183,7 +183,7 @@ def settings(net: str, options):
         optimizer=OptimizerConfig(optimizer="adamw", weight_decay=1e-6),
         run=RunConfig(batch_size=options.batch_size, dtype=options.dtype),
     )
-    return Run(network(config, 32, 3, 0), config)
+    return Run(network(config, 32, 3), config)
 
 
 def ours(net: str, options) -> tuple[Callable[[], None], Callable[[], None]]:

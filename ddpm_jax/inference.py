@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ddpm_jax.models import winograd
-from ddpm_jax.models.layers import ACTIVATIONS, TimeProjection, TimestepEmbedding
+from ddpm_jax.models.layers import ACTIVATIONS, TimeProjection, TimestepEmbedding, shapes_only
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.types import PyTree
 from ddpm_jax.unet_config import UNetConfig
@@ -72,5 +72,5 @@ def run(
             return projections[path][None]
         return next_function(*args, **kwargs)
 
-    with nn.intercept_methods(use_projections), nn.intercept_methods(winograd.intercept):
+    with nn.intercept_methods(use_projections), nn.intercept_methods(winograd.intercept), shapes_only():
         return UNet(config).apply({"params": weights}, x, jnp.asarray(t), labels)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ddpm_jax import compilation
 from ddpm_jax.config import Config
+from ddpm_jax.models.layers import shapes_only
 from ddpm_jax.models.layout import layout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.schedule import alphas_cumprod, per_image, prediction_coefficients
@@ -184,7 +185,8 @@ def run_network(config: UNetConfig, weights: PyTree, x, t, labels=None, dropout_
     """Do what `apply` does, unchecked and uncompiled: what programs that contain the network call."""
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     deterministic = dropout_key is None
-    return UNet(config).apply({"params": weights}, x, t, labels, deterministic, rngs=rngs)
+    with shapes_only():
+        return UNet(config).apply({"params": weights}, x, t, labels, deterministic, rngs=rngs)
 
 
 def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = None) -> Prediction:

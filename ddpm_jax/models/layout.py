@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ddpm_jax.models.layers import shapes_only
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.types import PyTree
 from ddpm_jax.unet_config import UNetConfig
@@ -54,6 +55,6 @@ def layout(config: UNetConfig) -> Layout:
             convolutions.append(Convolution(conv.path, conv.kernel_size, conv.strides, conv.padding, *shapes))
         return next_function(*args, **kwargs)
 
-    with nn.intercept_methods(note):
+    with nn.intercept_methods(note), shapes_only():
         weights = jax.eval_shape(UNet(config).init, jax.random.key(0), x, t, labels)["params"]
     return Layout(weights, tuple(convolutions))
