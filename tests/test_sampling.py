@@ -24,14 +24,16 @@ def tiny():
     return small_params(schedule=SHORT)
 
 
+EVENTS = []  # all that JAX has reported to this process; older ones cannot forget a listener
+jax.monitoring.register_event_duration_secs_listener(lambda event, duration, **_: EVENTS.append(event))
+
+
 @contextlib.contextmanager
 def count_compiles():
     """Count what XLA compiles, wherever it comes from."""
-    compiled = []
-    listen = lambda event, duration, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
-    jax.monitoring.register_event_duration_secs_listener(listen)
+    start, compiled = len(EVENTS), []
     yield compiled
-    jax.monitoring.unregister_event_duration_listener(listen)
+    compiled += [event for event in EVENTS[start:] if event.endswith("backend_compile_duration")]
 
 
 def test_shape_range_and_determinism(tiny):
