@@ -170,9 +170,9 @@ def ours(kind: str, model: Path, batch: int, repeats: int, folder: Path, peer: s
     from ddpm_jax.models import winograd
 
     if peer == "ours_warm":
-        from ddpm_jax.cli.sampling import keep_compiled
+        from ddpm_jax.cli.compile_cache import keep_compiled
 
-        keep_compiled(folder / "cache")
+        keep_compiled(str(folder / "cache"))
     if peer == "ours_plain":
         winograd.transform_weights = lambda config, weights, batch_size, evaluations: weights
     params = ddpm_jax.load(model)

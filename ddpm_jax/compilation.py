@@ -3,9 +3,12 @@
 import functools
 import logging
 from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
+
+from ddpm_jax.kept_programs import KeptPrograms
 
 log = logging.getLogger(__name__)
 
@@ -13,38 +16,69 @@ log = logging.getLogger(__name__)
 # the cifar10-32 net took 0.84 to 0.89 of the time without it, of the 256-pixel nets 0.77; the gradient of a 3x3
 # convolution by its kernel 0.5 to 0.9 (2 cores, jax 0.10.2).
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+_QUICK = {"xla_backend_optimization_level": 1}
 
 
-def call(function: Callable, static: Hashable, *args: Any) -> Any:
+_kept: KeptPrograms | None = None
+
+
+def keep_programs(folder: Path, most_bytes: int) -> None:
+    """Keep the programs of `call` in a folder, and take them from there: for commands, which run once.
+
+    On one device alone; several share JAX's own cache.
+    """
+    global _kept
+    _kept = KeptPrograms(folder, most_bytes) if jax.device_count() == 1 else None
+
+
+def call(function: Callable, static: Hashable, *args: Any, quick: bool = False) -> Any:
     """Return function(static, *args), compiled once for each `function`, `static` and kind of arguments.
 
     Where an argument is a tracer (somebody jits, vmaps or differentiates the caller) the program becomes a part of the
     caller's, without compiler options, which XLA refuses there.
+
+    Args:
+        quick: compile at LLVM's level 1, for programs that spend their time in library calls.
     """
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
-    return _jitted(function, traced)(static, *args)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+        return _inlined(function)(static, *args)
+    if _kept is not None:
+        return _kept.program(function, static, args, options(quick=quick))(*args)
+    return _jitted(function, quick)(static, *args)
 
 
 @functools.cache
-def _jitted(function: Callable, traced: bool) -> Callable:
-    return (jax.jit if traced else jit)(function, static_argnums=0)
+def _inlined(function: Callable) -> Callable:
+    return jax.jit(function, static_argnums=0)
 
 
-def jit(function: Callable, **kwargs: Any) -> Callable:
-    """Return `jax.jit(function, **kwargs)` with those of the backend's compiler options that this XLA knows."""
-    options = known_options(_CPU_OPTIONS) if jax.default_backend() == "cpu" else {}
-    log.info("%s is compiled with %s.", function.__name__, options or "no options")
-    return jax.jit(function, compiler_options=options, **kwargs)
+@functools.cache
+def _jitted(function: Callable, quick: bool) -> Callable:
+    return jit(function, quick=quick, static_argnums=0)
 
 
-def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def options(*, quick: bool = False) -> dict[str, Any]:
+    """Return the backend's compiler options, those that this XLA knows."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return known_options(_CPU_OPTIONS | (_QUICK if quick else {}))
+
+
+def jit(function: Callable, *, quick: bool = False, **kwargs: Any) -> Callable:
+    """Return `jax.jit(function, **kwargs)` with the backend's compiler options."""
+    chosen = options(quick=quick)
+    log.info("%s is compiled with %s.", function.__name__, chosen or "no options")
+    return jax.jit(function, compiler_options=chosen, **kwargs)
+
+
+def known_options(wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Return those compiler options that this XLA knows: they come and go between versions.
 
     Example:
         >>> known_options({"xla_of_no_version": True})
         {}
     """
-    return {name: value for name, value in options.items() if _is_known(name, value)}
+    return {name: value for name, value in wanted.items() if _is_known(name, value)}
 
 
 @functools.cache

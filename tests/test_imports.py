@@ -16,6 +16,7 @@ PACKAGE = Path(ddpm_jax.__file__).parent
 RANKS = [
     {"types", "validation"},
     {"files", "unet_config"},
+    {"kept_programs"},
     {"config"},
     {"schedule", "models", "sharding", "plotting", "compilation"},
     {"params", "samplers", "inference"},

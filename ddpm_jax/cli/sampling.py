@@ -19,6 +19,7 @@ from PIL import Image
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm_jax import plotting
+from ddpm_jax.cli.compile_cache import keep_compiled
 from ddpm_jax.image_set import RECORD, ImageSet, refuse_others, write_png
 from ddpm_jax.plotting import to_pil
 
@@ -46,7 +47,7 @@ def sample(
     subfolder: str | None = None,
     ema: bool | None = None,
     force: bool = False,
-    compile_cache: Path | None = None,
+    compile_cache: str | None = None,
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
@@ -75,7 +76,8 @@ def sample(
         subfolder: of the folder or repository.
         ema: True takes unet_ema, False unet.
         force: replace what is in the folder.
-        compile_cache: folder that keeps compiled programs for the next process.
+        compile_cache: folder that keeps compiled programs for the next run; `none` keeps none. The user's cache folder
+            if left out.
         coordinator: HOST:PORT of process 0, to run as one of several processes (jax.distributed).
         num_processes: how many there are.
         process_id: which one this is.
@@ -94,8 +96,7 @@ def sample(
     if index is not None and target.exists() and not force:
         raise FileExistsError(f"{target} exists already; choose another --out, or --force.")
     join(coordinator, num_processes, process_id, distributed)
-    if compile_cache is not None:
-        keep_compiled(compile_cache)
+    keep_compiled(compile_cache)
 
     import jax
 
@@ -279,16 +280,6 @@ def _await_file(path: Path, seconds: float = 30.0) -> None:
         if time.monotonic() > end:
             raise FileNotFoundError(f"{path} is not seen by this process: --out must be a folder that all share.")
         time.sleep(0.1)
-
-
-def keep_compiled(folder: Path) -> None:
-    """Keep compiled programs in a folder, and take them from there."""
-    import jax
-
-    folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None, distributed: bool) -> None:

@@ -49,7 +49,9 @@ G = np.array(
 NAME = "winograd"
 LEAST_CHANNELS = 32
 LEAST_PIXELS = 256  # of the whole batch: below, reading the larger kernels takes longer than what they save
-LEAST_WORK = 8192  # pixels times evaluations: below, compiling the transforms takes longer than what they save
+# What a transformed convolution costs once and saves in every evaluation (benchmarks/winograd_pays.py).
+COMPILE_SECONDS = 0.08
+SECONDS_SAVED = 2.5e-12  # a FLOP of the plain convolution
 
 
 def transform_kernel(kernel: Array) -> tuple[jax.Array, ...]:
@@ -104,29 +106,44 @@ def _combined(matrix: np.ndarray, images: list[Array]) -> list[Array]:
 def transform_weights(config: UNetConfig, weights: PyTree, batch_size: int, evaluations: int) -> PyTree:
     """Return the weights of a network with the kernels transformed of those convolutions that gain by it.
 
-    Nothing but a network under `intercept` can run on them. `batch_size` is that of one device, `evaluations` how often
-    one call runs the network.
+    Nothing but a network under `intercept` can run on them. A convolution gains where it saves more seconds in all
+    evaluations than compiling its transforms takes.
+
+    Args:
+        config: of the network.
+        weights: its plain weights; they are left as they are.
+        batch_size: images on one device.
+        evaluations: how often the compiled program will run the network, in all its calls.
     """
     weights = jax.tree.map(lambda leaf: leaf, weights)  # a copy of the dictionaries
     for convolution in layout(config).convolutions:
-        if _gains(convolution, batch_size, evaluations):
+        if _can(convolution, batch_size) and _pays(convolution, batch_size * evaluations):
             layer = functools.reduce(operator.getitem, convolution.path, weights)
             layer[NAME] = transform_kernel(layer.pop("kernel"))
     return weights
 
 
-def _gains(convolution: Convolution, batch_size: int, evaluations: int) -> bool:
+def is_transformed(weights: PyTree) -> bool:
+    """Tell whether some of a network's kernels are transformed."""
+    return isinstance(weights, dict) and (NAME in weights or any(map(is_transformed, weights.values())))
+
+
+def _can(convolution: Convolution, batch_size: int) -> bool:
     height, width, channels = convolution.in_shape
-    pixels = batch_size * height * width
     return (
         convolution.kernel_size == (3, 3)
         and convolution.strides in (1, (1, 1))
         and tuple(convolution.padding) == ((1, 1), (1, 1))
         and height % 4 == 0
         and min(channels, convolution.features) >= LEAST_CHANNELS
-        and pixels >= LEAST_PIXELS
-        and pixels * evaluations >= LEAST_WORK
+        and batch_size * height * width >= LEAST_PIXELS
     )
+
+
+def _pays(convolution: Convolution, images: int) -> bool:
+    height, width, channels = convolution.in_shape
+    flops = 2 * 9 * channels * convolution.features * height * width * images
+    return flops * SECONDS_SAVED > COMPILE_SECONDS
 
 
 def intercept(next_function, args, kwargs, context):

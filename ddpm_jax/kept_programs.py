@@ -1,0 +1,120 @@
+"""Compiled programs on disk, so that a later process neither traces nor compiles them.
+
+JAX's own cache saves the compiling; it is asked after tracing and lowering, which take as long as the rest of a warm
+start. Here a program is found by what it is made from, not by what tracing made of it.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pickle
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from ddpm_jax.files import whole_file
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".program"
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+
+
+class KeptPrograms:
+    """A folder of compiled programs, for one device.
+
+    A program is kept under a digest of its function, static argument, shapes and compiler options, of the versions of
+    JAX and its kin, of this package's source, of JAX's settings, and of the processor. The files are pickles, as
+    trusted as installed packages are: the folder must be the user's own.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int):
+        """Open a folder.
+
+        Args:
+            folder: made if it is not there.
+            most_bytes: of all programs together; the ones that were not used for the longest time are removed.
+        """
+        self.folder, self.most_bytes = folder, most_bytes
+        self.loaded: dict[str, Callable] = {}
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def program(self, function: Callable, static: Hashable, args: tuple, options: Mapping[str, Any]) -> Callable:
+        """Return `function(static, ...)` compiled for such arguments: from the folder, or into it."""
+        key = _digest(function, static, args, options)
+        if key not in self.loaded:
+            self.loaded[key] = self._read(key) or self._compile(key, function, static, args, options)
+        return self.loaded[key]
+
+    def _read(self, key: str) -> Callable | None:
+        path = self.folder / f"{key}{SUFFIX}"
+        if not path.exists():
+            return None
+        try:
+            program = serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
+            os.utime(path)
+            return program
+        except Exception as error:  # whatever is wrong with it, it can be made anew
+            log.info("The kept program %s cannot be used: %s", path, error)
+            return None
+
+    def _compile(self, key: str, function: Callable, static: Hashable, args: tuple, options: Mapping[str, Any]):
+        compiled = jax.jit(function, static_argnums=0, compiler_options=dict(options)).lower(static, *args).compile()
+        try:
+            with whole_file(self.folder / f"{key}{SUFFIX}") as partial:
+                partial.write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
+            self._prune()
+        except Exception as error:  # a full disk, a backend that cannot: the program runs all the same
+            log.info("The program of %s is not kept: %s", function.__name__, error)
+        return compiled
+
+    def _prune(self) -> None:
+        """Remove what was not used for the longest time, until the rest is small enough."""
+        files = [(path.stat(), path) for path in self.folder.glob(f"*{SUFFIX}")]
+        total = sum(stat.st_size for stat, _ in files)
+        for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+            if total <= self.most_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= stat.st_size
+
+
+def _digest(function: Callable, static: Hashable, args: tuple, options: Mapping[str, Any]) -> str:
+    leaves, structure = jax.tree.flatten(args)
+    shapes = [(leaf.shape, str(leaf.dtype), bool(getattr(leaf, "weak_type", False))) for leaf in leaves]
+    parts = (function.__module__, function.__qualname__, static, structure, shapes, sorted(options.items()), _world())
+    return hashlib.blake2b("\n".join(map(repr, parts)).encode(), digest_size=16).hexdigest()
+
+
+@functools.cache
+def _world() -> str:
+    """Describe everything that a program depends on besides its own definition."""
+    device = jax.devices()[0]
+    settings = {name: value for name, value in jax.config.values.items() if "cache" not in name}
+    source = hashlib.blake2b()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        source.update(path.read_bytes())
+    return repr(
+        (
+            [importlib.metadata.version(name) for name in _PACKAGES],
+            source.hexdigest(),
+            sorted(settings.items()),
+            [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
+            (device.platform, device.device_kind, device.client.platform_version, jax.device_count()),
+            _processor(),
+        )
+    )
+
+
+def _processor() -> list[str]:
+    """Tell processors apart: a home folder may be shared by machines, and a program is made of one's instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return list(os.uname()) if hasattr(os, "uname") else [os.environ.get("PROCESSOR_IDENTIFIER", "")]
+    return sorted({line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))})
