@@ -252,6 +252,7 @@ def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
             _advance,
             (job.static, 1),
             *(weights, state, job.key, job.indices, job.condition, part, slots),
+            quick=not winograd.is_transformed(weights),
         )
         done = int(ends[: start + chunk].sum())
         last = start + chunk >= job.table.num_evals
@@ -291,7 +292,8 @@ class _Job:
 
     def run_whole(self, num_frames: int, slots: np.ndarray | None) -> tuple[jax.Array, Frame]:
         """Run all rows in one program."""
-        return compilation.call(_whole, (self.static, num_frames), *self.arguments(), slots)
+        quick = not winograd.is_transformed(self.weights)
+        return compilation.call(_whole, (self.static, num_frames), *self.arguments(), slots, quick=quick)
 
     def arguments(self) -> tuple:
         """Return what a program takes besides its static arguments."""
