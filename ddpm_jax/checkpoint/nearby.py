@@ -68,9 +68,9 @@ def hint(path: Path) -> str:
     if not found:
         return ""
     found.sort(key=_natural)
-    shown = f"{len(found) - _MAX_SHOWN} others, " if len(found) > _MAX_SHOWN else ""
-    shown += ", ".join(map(str, found[-_MAX_SHOWN:]))
-    return f" What can be opened is {shown}" + (f"; the last is load({str(found[-1])!r})." if len(found) > 1 else ".")
+    others = [f"{len(found) - _MAX_SHOWN} others"] if len(found) > _MAX_SHOWN else []
+    shown = ", ".join([*others, *map(str, found[-_MAX_SHOWN:])])
+    return f" What can be opened is {shown}: load({str(found[-1])!r})."
 
 
 def _around(path: Path) -> Iterator[Path]:

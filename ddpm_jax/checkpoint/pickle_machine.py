@@ -52,7 +52,7 @@ _MAX_SEARCHED = 64 * 2**20
 
 # Where classes come from that trainers' files often hold beside the tensors.
 _LIBRARIES = ("torch.nn.", "torch.optim.", "numpy.core.", "numpy._core.", "diffusers.", "transformers.", "accelerate.")
-_LIBRARIES += ("lightning.", "pytorch_lightning.", "omegaconf.", "argparse.", "pathlib.")
+_LIBRARIES += ("lightning.", "pytorch_lightning.", "omegaconf.", "argparse.", "pathlib.", "collections.")
 _MODULE_MARK = b"_forward_pre_hooks"  # stands in the state of every torch.nn.Module
 
 
@@ -71,9 +71,7 @@ class Foreign(Refused):
         """Say more of what asks for it, from what follows in the pickle: text that is searched and never run."""
         way_out = "in torch, `torch.save(model.state_dict(), path)` saves the tensors alone"
         if _MODULE_MARK in rest:
-            return Refused(
-                f"it holds a whole network of torch ({self.name}), code and all, of which none is run; {way_out}"
-            )
+            return Refused(f"it holds a whole network of torch ({self.name}), whose code is not run; {way_out}")
         if self.name.startswith(_LIBRARIES):
             return Refused(f"its pickle asks for {self.name}, which is not needed for tensors; {way_out}")
         return self

@@ -95,8 +95,9 @@ def locate(source: str | Path | None = None, *, subfolder: str | None = None, **
     if source is None or (not path.exists() and name in bundled()):
         path, known = BUNDLED / name, {"model": f"{name} (comes with ddpm_jax)"}
     if path.is_dir():
-        given = [f"`{option}`" for option in _OF_THE_HUB if options.get(option) not in (None, False)]
-        check(not given, f"{' and '.join(given)} is for the hub, but {path} is a folder on this machine: leave it out.")
+        for option in _OF_THE_HUB:
+            given = options.get(option) not in (None, False)
+            check(not given, f"`{option}` is for the hub, but {path} is a folder on this machine: leave it out.")
         if nearby.is_cached_repository(path):
             path, known = nearby.snapshot(path)
         folder = path / subfolder if subfolder else path

@@ -209,7 +209,7 @@ def refuse_other_families(state_dict: Mapping[str, Any]) -> None:
         if re.match(r"^(.*\.)?(encoder|decoder)\.(down_blocks|up_blocks|conv_in)", name):
             raise ValueError(
                 f"These weights are an autoencoder (they hold `{name}`), the first stage of a latent model; ddpm_jax "
-                "opens pixel-space UNet2DModel checkpoints."
+                "opens pixel-space UNet2DModel checkpoints. Of a UNet beside it, pass the tensors alone."
             )
 
 

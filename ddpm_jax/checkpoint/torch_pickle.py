@@ -164,7 +164,9 @@ def _state_dict(content: Any, size: int) -> dict[str, np.ndarray]:
         content = _leaves(content)
     others = [shown(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(name, str) for name in content):
-        raise Refused(f"it holds more than tensors by name ({', '.join(others[:5])}): no plain state dict")
+        raise Refused(
+            f"it holds more than tensors by name ({', '.join(others[:5])}): no plain state dict; save that alone"
+        )
     tensors, total = {}, 0
     for name, tensor in content.items():
         tensors[name] = tensor.build(name)
