@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ddpm_jax.checkpoint.diffusers import Layout, find_layout
 from ddpm_jax.checkpoint.folder import MARKER, is_ours
-from ddpm_jax.checkpoint.nearby import opens
+from ddpm_jax.checkpoint.nearby import natural, opens
 
 _REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -141,4 +141,5 @@ def _elsewhere(names: list[str], prefix: str) -> str:
             if folder and folder not in found and opens(below):
                 found.append(folder)
                 break
-    return f" What can be opened is `subfolder` {' or '.join(prefix + folder for folder in found)}." if found else ""
+    shown = " or ".join(prefix + folder for folder in sorted(found, key=natural))
+    return f" What can be opened is `subfolder` {shown}." if found else ""

@@ -57,6 +57,17 @@ def snapshot(folder: Path) -> tuple[Path, dict[str, Any]]:
     return chosen[0], {"model": model, "revision": chosen[0].name}
 
 
+def natural(name: str | Path) -> list[Any]:
+    """Sort checkpoint-1000 after checkpoint-500, as a key.
+
+    Example:
+        >>> sorted(["checkpoint-1000", "checkpoint-500"], key=natural)
+        ['checkpoint-500', 'checkpoint-1000']
+    """
+    parts = re.split(r"(\d+)", str(name))
+    return [int(part) if part.isdigit() else part for part in parts]  # words and numbers in turn
+
+
 def hint(path: Path) -> str:
     """Say which folders below or above a path can be opened, for a message; nothing where there is none.
 
@@ -67,7 +78,7 @@ def hint(path: Path) -> str:
     found = [folder for folder in _around(path) if _opens(folder)]
     if not found:
         return ""
-    found.sort(key=_natural)
+    found.sort(key=natural)
     others = [f"{len(found) - _MAX_SHOWN} others"] if len(found) > _MAX_SHOWN else []
     shown = ", ".join([*others, *map(str, found[-_MAX_SHOWN:])])
     return f" What can be opened is {shown}: load({str(found[-1])!r})."
@@ -96,8 +107,3 @@ def _opens(folder: Path) -> bool:
         return is_cached_repository(folder) or opens(names_below(folder))
     except OSError:  # it may not be looked at
         return False
-
-
-def _natural(path: Path) -> list[Any]:
-    """Sort checkpoint-1000 after checkpoint-500."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", str(path))]
