@@ -49,6 +49,16 @@ def test_the_folder_that_was_meant(tmp_path, pipeline, params, named, opens):
     assert load(tmp_path / opens).config.unet == params.config.unet
 
 
+def test_weights_alone(tmp_path, pipeline, params):
+    (tmp_path / "far/away").mkdir(parents=True)
+    (pipeline / "unet/diffusion_pytorch_model.safetensors").rename(tmp_path / "far/away/model.safetensors")
+    with pytest.raises(FileNotFoundError, match="is a file; .* open with `from_state_dict` alone"):
+        load(tmp_path / "far/away/model.safetensors")
+    shutil.copytree(tmp_path / "far/away", pipeline / "unet", dirs_exist_ok=True)
+    with pytest.raises(FileNotFoundError, match="no unet/diffusion_pytorch.* Should unet/model.safetensors have that"):
+        load(pipeline)
+
+
 def test_parts_of_our_folders(tmp_path, params):
     save(params, tmp_path / "ours")
     for part in ("weights", "weights/d"):

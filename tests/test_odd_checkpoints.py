@@ -104,6 +104,14 @@ class TestExtras:
             with pytest.raises(ValueError, match="`sampler` must be a `class_name` and `items`"):
                 load(tmp_path / "x")
 
+    def test_dtypes_of_8_bits(self, tmp_path, tiny):
+        folder = write_flat(tmp_path / "x", tiny)
+        header = json.dumps({"conv_in.bias": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+        weights = len(header).to_bytes(8, "little") + header + b"\0\0"
+        (folder / "diffusion_pytorch_model.safetensors").write_bytes(weights)
+        with pytest.raises(ValueError, match="of a dtype that is not read here .*store it in float32"):
+            load(folder)
+
 
 class TestRuns:
     def test_a_checkpoint_with_nan_is_passed_over(self, run):

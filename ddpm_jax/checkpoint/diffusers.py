@@ -110,8 +110,12 @@ def find_layout(names: Collection[str], *, variant: str | None = None, ema: bool
         if single in names:
             return Layout(f"{root}config.json", scheduler, (single,), None, pipeline)
     wanted = f"{WEIGHTS}.{variant}" if variant else WEIGHTS
+    others = sorted(
+        name for name in names if re.fullmatch(rf"{re.escape(root)}[^/]+\.(safetensors|bin|pt|pth|ckpt)", name)
+    )
     raise FileNotFoundError(
-        f"There is no {root}{wanted}.safetensors or .bin among {_some(names)}.{_variants(names, stem)}"
+        f"There is no {root}{wanted}.safetensors or .bin among {_some(names)}."
+        + (_variants(names, stem) or (f" Should {others[0]} have that name?" if others else ""))
     )
 
 
@@ -245,6 +249,10 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}). Download it again.") from error
+    except (AttributeError, KeyError) as error:  # how safetensors.numpy meets 8 bits
+        raise ValueError(
+            f"{path} holds tensors of a dtype that is not read here ({error}): store it in float32 or bfloat16."
+        ) from error
 
 
 def _class_notes(config: Config) -> dict[str, Any]:

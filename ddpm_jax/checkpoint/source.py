@@ -107,9 +107,8 @@ def locate(source: str | Path | None = None, *, subfolder: str | None = None, **
             known = read_json(folder / MARKER).get("source")
         return Located(folder, known or {"model": str(path)})
     if path.exists():
-        raise FileNotFoundError(
-            f"{path} is a file; name the folder that holds config.json and the weights.{nearby.hint(path)}"
-        )
+        hint = nearby.hint(path) or " Without a config weights open with `from_state_dict` alone."
+        raise FileNotFoundError(f"{path} is a file; name the folder that holds config.json and the weights.{hint}")
     if not hub.looks_like_repo_id(name):
         raise FileNotFoundError(
             f"There is no folder {path}, and {name!r} is neither an id of the hub (owner/name) nor among those that "

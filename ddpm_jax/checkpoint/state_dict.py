@@ -30,6 +30,8 @@ _OLD_ROOTS = {
     "downsample_blocks": "down_blocks",
     "upsample_blocks": "up_blocks",
 }
+# What data parallelism, `torch.compile` and checkpointing put before the names within what they wrap.
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Second names under which diffusers 0.0.x saved some tensors once more.
 _TWINS = {r"^time_proj\.W$": "time_proj.weight", r"\.(op|Conv2d_0)\.(weight|bias)$": r".conv.\2"}
 _MAX_LISTED = 8  # of a kind, in a message
@@ -89,8 +91,8 @@ def to_state_dict(params: Params) -> dict[str, np.ndarray]:
 def from_state_dict(state_dict: Mapping[str, Any], config: Config) -> Params:
     """Return Params with the weights of a PyTorch state dict of `UNet2DModel`, as float32.
 
-    The names of old diffusers versions are brought up to date (`query`, `key`, `value`, `proj_attn` in attentions). A
-    prefix of all names (`_orig_mod.`, `module.`) and dicts around the network's are found and taken off.
+    The names of old diffusers versions are brought up to date (`query`, `key`, `value`, `proj_attn` in attentions).
+    What wrappers add to names (`_orig_mod.`, `module.`), a prefix of all and dicts around them are taken off.
 
     Args:
         state_dict: tensors of torch, arrays of numpy or JAX, or lists, by their names. They are copied.
@@ -127,7 +129,9 @@ def _network_tensors(state_dict: Mapping[str, Any], expected: Collection[str]) -
     """Return the network's tensors as arrays, by the names of today."""
     leaves = flattened(state_dict)
     refuse_other_families(leaves)
-    own, others = network_in(leaves, lambda name: _new_name(name) in expected)
+    roots = {name.partition(".")[0] for name in expected} | _OLD_ROOTS.keys()
+    known = lambda name: name.partition(".")[0] in roots and _new_name(name) in expected
+    own, others = network_in(leaves, known)
     groups = Counter(name.partition(".")[0] for name in others if getattr(leaves[name], "shape", ()))
     if groups:
         listed = ", ".join(f"`{group}` ({count})" for group, count in groups.items())
@@ -214,7 +218,7 @@ def refuse_other_families(state_dict: Mapping[str, Any]) -> None:
 
 
 def _upgraded(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Bring the names of old diffusers versions up to date, and drop what those saved twice.
+    """Bring the names of old diffusers versions up to date, free them of wrappers, and drop what was saved twice.
 
     Raises:
         ValueError: two tensors of the same new name that differ.
@@ -229,6 +233,7 @@ def _upgraded(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _new_name(name: str) -> str:
+    name = ".".join(word for word in name.split(".") if word not in _WRAPPERS)
     for old, new in _TWINS.items():
         name = re.sub(old, new, name)
     root, _, rest = name.partition(".")

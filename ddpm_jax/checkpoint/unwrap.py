@@ -1,8 +1,7 @@
 """State dicts as people keep them, made plain: out of the dicts around them, without prefixes, as numpy arrays.
 
-A trainer saves {"model": {...}, "optimizer": {...}, "step": 5}; `torch.compile` writes `_orig_mod.` before every name,
-data parallelism `module.`, a wrapper the name of its attribute. Nested dicts and prefixes are the same thing here:
-dotted names, of which a part before those of the network is common to all of them.
+A trainer saves {"model": {...}, "optimizer": {...}, "step": 5}, a module that holds a network writes the name of its
+attribute before every tensor's. Both are the same thing here: dotted names with a common part before the network's own.
 """
 
 from collections import Counter
@@ -29,7 +28,7 @@ def flattened(state_dict: Mapping[Any, Any]) -> dict[str, Any]:
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f"`state_dict` must be a dict of tensors by name, not {type(state_dict).__name__}. "
-            "A network of torch gives its own: `model.state_dict()`."
+            "A network of torch gives its own, `model.state_dict()`; `read_torch_pickle` reads that of a file."
         )
     leaves: dict[str, Any] = {}
     seen: set[int] = set()
@@ -73,7 +72,7 @@ def network_in(leaves: Mapping[str, Any], is_known: Callable[[str], bool]) -> tu
     places: Counter[str] = Counter()
     for name in leaves:
         words = name.split(".")
-        start = next((i for i in range(len(words)) if is_known(".".join(words[i:]))), None)
+        start = next((i for i in reversed(range(len(words))) if is_known(".".join(words[i:]))), None)
         if start is not None:
             places[name[: len(name) - len(".".join(words[start:]))]] += 1
     likely = [prefix for prefix, count in places.items() if 2 * count >= max(places.values())]
