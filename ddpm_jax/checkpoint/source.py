@@ -48,15 +48,15 @@ def load(
     """Open a checkpoint: weights and all that they are, as one pytree.
 
     Args:
-        source: a folder (of diffusers in any layout, ours, or a training run's), which wins over all else of the same
-            name; "produce-32" or "digits-16", which come with the package; an id of the Hugging Face hub,
-            "google/ddpm-cat-256"; None for the demo, produce-32.
+        source: a folder (of diffusers in any layout, ours, a training run's, or models--owner--name of the hub's
+            cache), which wins over all else of the same name; "produce-32" or "digits-16", which come with the
+            package; an id of the Hugging Face hub, "google/ddpm-cat-256"; None for the demo, produce-32.
         revision: branch, tag or commit on the hub.
         variant: "fp16" opens diffusion_pytorch_model.fp16.safetensors.
         subfolder: of the folder or repository.
         token: for private repositories; True for the one you are logged in with.
         cache_dir: of the hub; by default that of huggingface_hub.
-        local_files_only: do not ask the hub.
+        local_files_only: do not ask the hub. This, `revision`, `token` and `cache_dir` are refused for a folder.
         ema: True opens `unet_ema/`, False `unet/`, None `unet/` where it exists; of a training run's folder the
             averaged weights, unless it is False.
         dtype: what convolutions and dense layers compute in, "float32" or "bfloat16"; weights are float32 in memory.
@@ -65,9 +65,10 @@ def load(
         Params, on no device in particular.
 
     Raises:
-        FileNotFoundError: nothing of that name, or no checkpoint in it; says where it looked.
+        FileNotFoundError: nothing of that name, or no checkpoint in it; says where it looked, and what opens nearby.
         PermissionError, ConnectionError: the hub wants a token, or cannot be reached.
-        ValueError: a config or weights that are broken, not UNet2DModel's, or do not fit each other.
+        ValueError: a config or weights that are broken, not UNet2DModel's, hold NaN or do not fit each other; an option
+            that does not go with the source.
 
     Example:
         >>> params = load()
