@@ -1,11 +1,20 @@
 """Data: any image file, broken ones named, batches that belong to their step."""
 
+import dataclasses
+import json
+
+import jax
 import numpy as np
 import pytest
+from conftest import make_params, small_params
 from PIL import Image
 
+import ddpm_jax
+from ddpm_jax.checkpoint.folder import steps_in
+from ddpm_jax.images import source
+from ddpm_jax.images.picture import decode
 from ddpm_jax.images.source import open_source
-from ddpm_jax.training import DataConfig
+from ddpm_jax.training import DataConfig, ModelConfig, RunConfig, TrainConfig, train
 from ddpm_jax.training.data import Batches, centred
 
 
@@ -202,3 +211,132 @@ def test_bad_data(tmp_path, make, message):
     files = [path for path in tmp_path.iterdir() if path.suffix in (".npy", ".npz", ".txt")]
     with pytest.raises(ValueError, match=message):
         open_source(str(files[0] if files else tmp_path))
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Give the settings of a small run on data/ that goes to run/ inside of it, six steps of four images."""
+    (tmp_path / "network.json").write_text(json.dumps(small_params().config.unet.to_dict()))
+
+    def settings(steps=6, model=None, **data):
+        return TrainConfig(
+            data=DataConfig(data=str(tmp_path / "data"), workers=2, resolution=8, **data),
+            model=model or ModelConfig(model_config=tmp_path / "network.json"),
+            run=RunConfig(batch_size=4, steps=steps, save_every=99, sample_every=5),
+        )
+
+    return settings
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Twelve grey pictures."""
+    (tmp_path / "data").mkdir()
+    for number in range(12):
+        Image.new("L", (8, 8), 20 * number).save(tmp_path / f"data/{number:02}.png")
+    return tmp_path / "data"
+
+
+class TestRuns:
+    """What a run makes of its data from beginning to end."""
+
+    def test_a_file_that_fails_while_the_run_goes(self, data, run_of, monkeypatch, caplog):
+        """The steps before it are saved, and with the file back they go on as if nothing had been.
+
+        The run lies in its data, whose grids and curve are none.
+        """
+        train(run_of(), data / "whole")
+        looks = []
+
+        def failing(path, **options):
+            looks.append(path)
+            if path.name == "07.png" and [other.name for other in looks].count("07.png") > 2:  # in the second epoch
+                raise OSError(5, "Input/output error")
+            return decode(path, **options)
+
+        monkeypatch.setattr(source, "PAUSES", (0.0,))
+        with monkeypatch.context() as patched:
+            patched.setattr(source, "decode", failing)
+            with pytest.raises(OSError, match=r"Step \d: \S*07.png can no longer be read: input/output error") as error:
+                train(run_of(), data / "run")
+        step = int(str(error.value).split("Step ")[1][0])
+        assert step in (4, 5, 6) and steps_in(data / "run/checkpoints") == [step - 1]
+        assert f"step {step - 1}" in str(error.value) and "`accept_changed_data`" in str(error.value)
+        train(run_of(), data / "run", resume=True)
+        assert "12 images, grey, 8 x 8 pixels. Left out: " in caplog.text
+        one, other = (ddpm_jax.load(data / name).weights for name in ("whole", "run"))
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+    def test_files_that_are_others(self, data, run_of, caplog):
+        """They are named; to go on is a decision, which is recorded."""
+        train(run_of(steps=1), data / "run")
+        assert json.loads((data / "run/data.json").read_text())["files"]["07.png"] == (data / "07.png").stat().st_size
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(data / "07.png")
+        (data / "08.png").unlink()
+        for number in range(12):
+            Image.new("L", (8, 8)).save(data / f"new{number:02}.png")
+        message = (
+            r"not what .*run was trained on: images 12 there, 23 here; 12 new: new00.png, .*new09.png and 2 more; "
+            r"1 gone: 08.png; 1 changed: 07.png \(\d+ bytes there, \d+ here\). .*`accept_changed_data`"
+        )
+        with pytest.raises(ValueError, match=message):
+            train(run_of(steps=2), data / "run", resume=True)
+        train(run_of(steps=2, accept_changed_data=True), data / "run", resume=True)
+        assert "1 gone: 08.png" in caplog.text
+        train(run_of(steps=3), data / "run", resume=True)
+
+    def test_a_run_of_before_goes_on(self, data, run_of, tmp_path):
+        """Its record knows no ground and no list of files: hidden colours, its own numbers of classes."""
+        for number in range(12):
+            (data / f"{number}").mkdir()
+            (data / f"{number:02}.png").rename(data / f"{number}/x.png")
+        Image.new("LA", (8, 8), (200, 0)).save(data / "3/x.png")
+        items = small_params().config.unet.to_dict() | {"num_class_embeds": 12}
+        (tmp_path / "network.json").write_text(json.dumps(items))
+        train(run_of(steps=1, class_conditional=True), data / "run")
+        record = json.loads((data / "run/train.json").read_text())
+        assert record["data"]["classes"] == [str(number) for number in range(12)]
+        assert record["data"]["background"] == "#ffffff"
+        record["data"] = {name: record["data"][name] for name in ("images", "channels", "classes", "fingerprint")}
+        record["data"]["classes"] = sorted(record["data"]["classes"])
+        for name in ("image_channels", "background", "accept_changed_data"):
+            del record["config"]["data"][name]
+        (data / "run/train.json").write_text(json.dumps(record))
+        (data / "run/data.json").unlink()
+        for steps in (2, 3):
+            train(run_of(steps=steps, class_conditional=True), data / "run", resume=True)
+            now = json.loads((data / "run/train.json").read_text())["data"]
+            assert now["classes"] == record["data"]["classes"] and now["background"] == "none"
+        with pytest.raises(ValueError, match="background None there, 'white' here"):
+            train(run_of(steps=4, class_conditional=True, background="white"), data / "run", resume=True)
+        (data / "3/x.png").unlink()
+        (data / "run/data.json").unlink()
+        with pytest.raises(ValueError, match="of which that older run kept no list.*`accept_changed_data`"):
+            train(run_of(steps=4, class_conditional=True), data / "run", resume=True)
+
+    def test_channels_of_a_network_that_is_brought(self, data, run_of, tmp_path, caplog):
+        """Grey pictures become colour for it; colour becomes grey only when it is told to, and arrays stay."""
+        ddpm_jax.save(make_params(in_channels=3, out_channels=3), tmp_path / "rgb")
+        ddpm_jax.save(small_params(), tmp_path / "grey")
+        rgb, grey = (ModelConfig(init=str(tmp_path / name)) for name in ("rgb", "grey"))
+        train(run_of(steps=1, model=rgb), tmp_path / "run")
+        assert "12 images, grey (brought to RGB)" in caplog.text
+        train(run_of(steps=2, model=rgb), tmp_path / "run", resume=True)
+        items = small_params().config.unet.to_dict() | {"in_channels": 3, "out_channels": 3}
+        (tmp_path / "network.json").write_text(json.dumps(items))
+        train(run_of(steps=1), tmp_path / "configured")
+        Image.new("RGB", (8, 8)).save(data / "colour.png")
+        with pytest.raises(
+            ValueError, match="network for 1 channels; the data has 3. `image_channels` 1 makes them grey"
+        ):
+            train(run_of(steps=1, model=grey), tmp_path / "other")
+        train(run_of(steps=1, model=grey, image_channels=1), tmp_path / "other")
+        np.save(tmp_path / "grey.npy", np.zeros((4, 8, 8), np.uint8))
+        arrays = run_of(steps=1, model=rgb)
+        arrays = dataclasses.replace(arrays, data=dataclasses.replace(arrays.data, data=str(tmp_path / "grey.npy")))
+        with pytest.raises(
+            ValueError, match="network for 3 channels; the data has 1. `image_channels` 3 makes them colour"
+        ):
+            train(arrays, tmp_path / "arrays")
+        coloured = dataclasses.replace(arrays, data=dataclasses.replace(arrays.data, image_channels=3))
+        train(coloured, tmp_path / "arrays")

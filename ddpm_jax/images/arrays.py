@@ -85,7 +85,7 @@ def _read(read: Callable[[], Any], name: str) -> Any:
         return read()
     except Exception as error:  # of numpy, zip, zlib: of many kinds
         check(
-            "Object arrays" not in str(error),
+            not any(text in str(error) for text in ("Object arrays", "Python objects")),
             f"{name} holds Python objects: save images as one array (`np.stack`), texts as an array of str.",
         )
         raise ValueError(f"{name} cannot be read, it is damaged or no array: {error}") from error

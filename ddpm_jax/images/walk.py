@@ -120,6 +120,7 @@ def _folders(folder: Path, unreadable: dict[Path, str]) -> Iterator[tuple[Path, 
 
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=note):
         folders.sort()
+        files.sort()
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
