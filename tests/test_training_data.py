@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from conftest import make_params, small_params
+from conftest import small_params
 from PIL import Image
 
 import ddpm_jax
@@ -16,6 +16,7 @@ from ddpm_jax.images.picture import decode
 from ddpm_jax.images.source import open_source
 from ddpm_jax.training import DataConfig, ModelConfig, RunConfig, TrainConfig, train
 from ddpm_jax.training.data import Batches, centred
+from ddpm_jax.training.data_record import changes
 
 
 @pytest.fixture
@@ -222,7 +223,7 @@ def run_of(tmp_path):
         return TrainConfig(
             data=DataConfig(data=str(tmp_path / "data"), workers=2, resolution=8, **data),
             model=model or ModelConfig(model_config=tmp_path / "network.json"),
-            run=RunConfig(batch_size=4, steps=steps, save_every=99, sample_every=5),
+            run=RunConfig(batch_size=4, steps=steps, save_every=99, sample_every=0),
         )
 
     return settings
@@ -283,7 +284,9 @@ class TestRuns:
             train(run_of(steps=2), data / "run", resume=True)
         train(run_of(steps=2, accept_changed_data=True), data / "run", resume=True)
         assert "1 gone: 08.png" in caplog.text
-        train(run_of(steps=3), data / "run", resume=True)
+        before = json.loads((data / "run/train.json").read_text())["data"]
+        again = open_source(str(data), out=data / "run", before=before)
+        assert changes(again, before, data / "run", accepted=False) is None
 
     def test_a_run_of_before_goes_on(self, data, run_of, tmp_path):
         """Its record knows no ground and no list of files: hidden colours, its own numbers of classes."""
@@ -303,10 +306,9 @@ class TestRuns:
             del record["config"]["data"][name]
         (data / "run/train.json").write_text(json.dumps(record))
         (data / "run/data.json").unlink()
-        for steps in (2, 3):
-            train(run_of(steps=steps, class_conditional=True), data / "run", resume=True)
-            now = json.loads((data / "run/train.json").read_text())["data"]
-            assert now["classes"] == record["data"]["classes"] and now["background"] == "none"
+        train(run_of(steps=2, class_conditional=True), data / "run", resume=True)
+        now = json.loads((data / "run/train.json").read_text())["data"]
+        assert now["classes"] == record["data"]["classes"] and now["background"] == "none"
         with pytest.raises(ValueError, match="background None there, 'white' here"):
             train(run_of(steps=4, class_conditional=True, background="white"), data / "run", resume=True)
         (data / "3/x.png").unlink()
@@ -316,27 +318,27 @@ class TestRuns:
 
     def test_channels_of_a_network_that_is_brought(self, data, run_of, tmp_path, caplog):
         """Grey pictures become colour for it; colour becomes grey only when it is told to, and arrays stay."""
-        ddpm_jax.save(make_params(in_channels=3, out_channels=3), tmp_path / "rgb")
-        ddpm_jax.save(small_params(), tmp_path / "grey")
-        rgb, grey = (ModelConfig(init=str(tmp_path / name)) for name in ("rgb", "grey"))
+        items = small_params().config.unet.to_dict() | {"in_channels": 3, "out_channels": 3}
+        (tmp_path / "rgb.json").write_text(json.dumps(items))
+        rgb = ModelConfig(model_config=tmp_path / "rgb.json")
         train(run_of(steps=1, model=rgb), tmp_path / "run")
         assert "12 images, grey (brought to RGB)" in caplog.text
-        train(run_of(steps=2, model=rgb), tmp_path / "run", resume=True)
-        items = small_params().config.unet.to_dict() | {"in_channels": 3, "out_channels": 3}
-        (tmp_path / "network.json").write_text(json.dumps(items))
-        train(run_of(steps=1), tmp_path / "configured")
+        assert json.loads((tmp_path / "run/train.json").read_text())["data"]["channels"] == 3
+        with pytest.raises(
+            ValueError, match="in_channels 3 there, 1 of the data.*`image_channels` 3 makes them colour"
+        ):
+            train(run_of(steps=1, model=rgb, image_channels=1), tmp_path / "other")
         Image.new("RGB", (8, 8)).save(data / "colour.png")
-        with pytest.raises(
-            ValueError, match="network for 1 channels; the data has 3. `image_channels` 1 makes them grey"
-        ):
-            train(run_of(steps=1, model=grey), tmp_path / "other")
-        train(run_of(steps=1, model=grey, image_channels=1), tmp_path / "other")
-        np.save(tmp_path / "grey.npy", np.zeros((4, 8, 8), np.uint8))
-        arrays = run_of(steps=1, model=rgb)
-        arrays = dataclasses.replace(arrays, data=dataclasses.replace(arrays.data, data=str(tmp_path / "grey.npy")))
-        with pytest.raises(
-            ValueError, match="network for 3 channels; the data has 1. `image_channels` 3 makes them colour"
-        ):
-            train(arrays, tmp_path / "arrays")
-        coloured = dataclasses.replace(arrays, data=dataclasses.replace(arrays.data, image_channels=3))
-        train(coloured, tmp_path / "arrays")
+        with pytest.raises(ValueError, match="in_channels 1 there, 3 of the data.*`image_channels` 1 makes them grey"):
+            train(run_of(steps=1), tmp_path / "other")
+
+    @pytest.mark.parametrize("wanted, given", [(1, 3), (3, 1)])
+    def test_channels_of_a_checkpoint(self, data, run_of, tmp_path, wanted, given):
+        ddpm_jax.save(small_params(in_channels=wanted, out_channels=wanted), tmp_path / "model")
+        np.save(tmp_path / "images.npy", np.zeros((4, 8, 8, given), np.uint8))
+        settings = run_of(steps=1, model=ModelConfig(init=str(tmp_path / "model")))
+        arrays = dataclasses.replace(settings, data=DataConfig(data=str(tmp_path / "images.npy")))
+        with pytest.raises(ValueError, match=f"channels; the data has {given}. `image_channels` {wanted} makes them"):
+            train(arrays, tmp_path / "run")
+        asked = dataclasses.replace(arrays, data=dataclasses.replace(arrays.data, image_channels=wanted))
+        train(asked, tmp_path / "run")

@@ -139,6 +139,8 @@ def _alpha(image: Image.Image, stored: str) -> Image.Image | None:
     if image.mode in ("1", "L", "RGB") or image.mode.startswith("I"):  # one colour of all is transparent
         pixels = np.asarray(image.convert("L") if image.mode == "1" else image, np.int64)
         colour = np.asarray(image.info["transparency"]) * _FULL_RANGE.get(stored, 1)
+        if image.mode == "1":
+            colour = np.where(colour, 255, 0)  # 1 or 255, by the version of Pillow
         if stored.startswith("RGB;16"):
             colour = colour >> 8  # as Pillow has shortened the pixels
         clear = (pixels == colour).reshape(*pixels.shape[:2], -1).all(-1)

@@ -47,6 +47,7 @@ class Source:
         files: names below the folder, also of broken files, and their bytes; empty for arrays.
         fingerprint: of the files' names and sizes, or of an array's shape and some of its images: what a run that goes
             on is to find again.
+        asked: whether the channels were asked for, which no network changes then.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Source:
     left_out: Mapping[str, Sequence[str]]
     files: Mapping[str, int | None]
     fingerprint: str
+    asked: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -85,7 +87,7 @@ class Source:
 
     def fitting(self, channels: int | None) -> "Source":
         """Return the same images for a network of so many channels: grey pictures become colour, nothing else does."""
-        if channels == 3 and self.channels == 1 and self.files:
+        if channels == 3 and self.channels == 1 and self.files and not self.asked:
             return dataclasses.replace(self, channels=3)
         return self
 
@@ -262,7 +264,7 @@ def _array(data: str, path: Path, name: str, class_conditional: bool, before: Ma
     if before is not None and len(before["classes"]) == len(classes):
         classes = tuple(before["classes"])  # the numbers are the labels' own
     _, height, width, channels = images.shape
-    some = np.ascontiguousarray(images[np.unique(np.linspace(0, len(images) - 1, 64).astype(int))])
+    looked_at = np.ascontiguousarray(images[np.unique(np.linspace(0, len(images) - 1, 64).astype(int))])
     return Source(
         name=name,
         items=images,
@@ -275,7 +277,7 @@ def _array(data: str, path: Path, name: str, class_conditional: bool, before: Ma
         broken={},
         left_out={},
         files={},
-        fingerprint=_digest(str(images.shape).encode(), some.tobytes()),
+        fingerprint=_digest(str(images.shape).encode(), looked_at.tobytes()),
     )
 
 
@@ -283,7 +285,7 @@ def _converted(source: Source, channels: int | None, name: str) -> Source:
     if channels is None:
         return source
     check(source.found in MODES, f"{name} has {source.found} channels, not grey nor RGB: leave `image_channels` out.")
-    return dataclasses.replace(source, channels=channels)
+    return dataclasses.replace(source, channels=channels, asked=True)
 
 
 def _made_alike(source: Source, like: Source, name: str) -> Source:

@@ -156,7 +156,7 @@ def _size(path: Path, unreadable: dict[Path, str]) -> int | None:
     try:
         status = path.stat()
     except OSError as error:
-        unreadable[path] = "a link to nothing" if path.is_symlink() else reason(error)
+        unreadable[path] = "a link to nothing" if os.path.islink(path) else reason(error)
         return None
     if not stat.S_ISREG(status.st_mode):
         unreadable[path] = "no file of bytes"

@@ -62,7 +62,7 @@ def _files_that_differ(source: Source, folder: Path) -> list[str]:
         return []
     if not (folder / FILES).exists():
         return ["names or bytes of files, of which that older run kept no list"]
-    before, now = read_json(folder / FILES)["files"], source.files
+    before, now = read_json(folder / FILES).get("files", {}), source.files
     both = [name for name in now if name in before]
     kinds = {
         "new": [shown(name) for name in now if name not in before],
