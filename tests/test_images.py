@@ -149,10 +149,21 @@ class TestDepths:
         Image.new("L", (8, 8)).save(tmp_path / "fine.png")
         assert len(open_source(str(tmp_path), skip_broken=True)) == 1
 
+    def test_signed_numbers_are_refused_by_name(self):
+        with pytest.raises(ValueError, match="signed numbers of 16 bits"):
+            decoded(Image.fromarray(np.zeros((8, 8), np.uint16)), "TIFF", tiffinfo={339: 2})
+
     @pytest.mark.parametrize("mode, format", [("CMYK", "JPEG"), ("YCbCr", "JPEG"), ("CMYK", "TIFF"), ("RGBX", "TIFF")])
     def test_other_colours_are_converted(self, mode, format):
         image = Image.new("RGB", (8, 8), (100, 150, 200)).convert(mode)
         np.testing.assert_allclose(decoded(image, format), np.broadcast_to((100, 150, 200), (8, 8, 3)), atol=3)
+
+
+@pytest.mark.parametrize("format", [name for name in ("GIF", "TIFF", "PNG", "WEBP", "MPO") if name in Image.SAVE_ALL])
+def test_of_several_frames_it_is_the_first(format):
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255)))
+    pixels = decoded(first, format, save_all=True, append_images=[second])
+    np.testing.assert_allclose(pixels, np.broadcast_to((255, 0, 0), (8, 8, 3)), atol=2)
 
 
 class TestOrientation:
@@ -323,7 +334,7 @@ class TestUnreadable:
             (lambda path: TestUnreadable.long_text(path), r".*MAX_TEXT_CHUNK"),
             (lambda path: TestUnreadable.cut(path), r".*truncated"),
             (lambda path: path.write_bytes(b""), r"the file is empty"),
-            (lambda path: path.write_text("<html>"), r"no image that Pillow knows"),
+            (lambda path: path.write_text("<html>"), r"no image of a kind that Pillow decodes"),
             (lambda path: path.symlink_to("nowhere.png"), r"a link to nothing"),
             (lambda path: os.mkfifo(path), r"no file of bytes"),
         ],

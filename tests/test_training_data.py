@@ -74,7 +74,7 @@ def test_broken_files_are_named(photos):
     whole = (photos / "apple/b.jpg").read_bytes()
     (photos / "apple/b.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     (photos / "pear/c.webp").write_text("<html>not found</html>")
-    message = r"2 of 6 images cannot be read: \S*apple/b.jpg \(\w*[Tt]runcated.*\), \S*pear/c.webp \(no image that"
+    message = r"2 of 6 images cannot be read: \S*apple/b.jpg \(\w*[Tt]runcated.*\), \S*pear/c.webp \(no image of"
     with pytest.raises(ValueError, match=message):
         open_source(str(photos))
     source = open_source(str(photos), skip_broken=True)
@@ -306,9 +306,12 @@ class TestRuns:
             del record["config"]["data"][name]
         (data / "run/train.json").write_text(json.dumps(record))
         (data / "run/data.json").unlink()
+        described = json.loads((data / "run/ddpm_jax.json").read_text())
+        (data / "run/ddpm_jax.json").write_text(json.dumps(described | {"class_names": []}))
         train(run_of(steps=2, class_conditional=True), data / "run", resume=True)
         now = json.loads((data / "run/train.json").read_text())["data"]
         assert now["classes"] == record["data"]["classes"] and now["background"] == "none"
+        assert list(ddpm_jax.load(data / "run").config.class_names) == now["classes"]
         with pytest.raises(ValueError, match="background None there, 'white' here"):
             train(run_of(steps=4, class_conditional=True, background="white"), data / "run", resume=True)
         (data / "3/x.png").unlink()

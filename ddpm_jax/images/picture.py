@@ -86,7 +86,7 @@ def decode(path, *, ground: Ground | None, channels: int | None = None, least: i
 def reason(error: Exception) -> str:
     """Say in a few words why a file could not be decoded."""
     if isinstance(error, UnidentifiedImageError):
-        return "no image that Pillow knows"
+        return "no image of a kind that Pillow decodes"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]
     lines = str(error).strip().splitlines()

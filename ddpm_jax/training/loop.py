@@ -94,7 +94,8 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
     else:
         described = read_config(folder)
         may_differ = {"dtype": config.run.dtype, "remat": config.run.remat, "dropout": config.model.dropout}
-        described = dataclasses.replace(described, unet=dataclasses.replace(described.unet, **may_differ))
+        unet = dataclasses.replace(described.unet, **may_differ)
+        described = dataclasses.replace(described, unet=unet, class_names=source.classes)
     source = source.fitting(described.unet.in_channels)
     changed = before and changes(source, before["data"], folder, accepted=config.data.accept_changed_data)
     held_out = open_data(config.data, out=folder, like=source) if config.data.held_out else None
