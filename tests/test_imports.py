@@ -20,7 +20,7 @@ RANKS = [
     {"config"},
     {"schedule", "models", "sharding", "plotting", "compilation"},
     {"params", "samplers", "inference"},
-    {"sampling", "losses", "checkpoint", "image_set"},
+    {"sampling", "losses", "checkpoint", "image_set", "images"},
     {"artefact", "training"},
     {"cli"},
 ]

@@ -264,9 +264,9 @@ def test_more_steps(settings, whole, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"data": DataConfig(data="nowhere")}, "--data nowhere: there is no such folder or file"),
-        ({"data": DataConfig(data="digits", held_out="nowhere")}, "--held-out nowhere: there is no such"),
-        ({"data": DataConfig(data="")}, "--data is missing"),
+        ({"data": DataConfig(data="nowhere")}, "`data` nowhere: there is no such folder or file"),
+        ({"data": DataConfig(data="digits", held_out="nowhere")}, "`held_out` nowhere: there is no such"),
+        ({"data": DataConfig(data="")}, "`data` is missing"),
         ({"model": ModelConfig(init="nowhere")}, "nowhere"),
     ],
 )
@@ -295,7 +295,7 @@ def fails(capsys, *words):
 
 
 def test_command_line_refuses(capsys, tmp_path):
-    assert "--data is missing" in fails(capsys, "--out", tmp_path / "run")
+    assert "is missing: a folder of images" in fails(capsys, "--out", tmp_path / "run")
     assert "--preset tiny is unknown. Did you mean `tiny-16`?" in fails(capsys, "--preset", "tiny", "--data", "digits")
     words = ("--preset", "tiny-16", "--data", "digits", "--resolution", 18)
     assert "`resolution` 18 cannot be halved 2 times: use 16 or 20." in fails(capsys, *words, "--out", tmp_path / "run")

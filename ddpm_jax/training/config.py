@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.files import read_json
+from ddpm_jax.images.picture import ground_of
 from ddpm_jax.losses import Objective
 from ddpm_jax.validation import check, freeze, is_int, nearest
 
@@ -17,30 +18,50 @@ from ddpm_jax.validation import check, freeze, is_int, nearest
 class DataConfig:
     """The images.
 
+    A folder is searched with all folders below, links followed, for every kind of picture that Pillow decodes; of an
+    animation the first frame counts. Left out, and counted in the first line of a run, are hidden files and folders
+    (.ipynb_checkpoints), those of a system (__MACOSX, Thumbs.db), folders that hold a run, a set of samples or a
+    checkpoint, the run's own folder, and files of other kinds. Pictures stand as their camera was held, 16 bits are
+    scaled to 8; 32 bits are refused. An array is taken as it is.
+
     Attributes:
         data: a folder of images (sub-folders are searched), an .npz or .npy of uint8 images [n, h, w, c], or "digits"
             (scikit-learn's 1797).
         held_out: the same, for the validation loss.
         resolution: side of the square images; if None, that of the network that is brought, or of the arrays.
+        image_channels: 1 makes all images grey, 3 colour; if None they stay as they are (grey if all are grey), but
+            that grey pictures become colour for a network that is brought and takes 3 channels.
+        background: what transparent pixels are laid on: a colour as white, black or #rrggbb, or "none" for the colours
+            that lie hidden below; if None white (a run that was begun before this setting goes on with "none").
         crop: "center": the largest square in the middle; "random_resized": a square of a random share of its area.
         min_crop: the least share.
         flip: mirror half of the images, drawn anew each time.
-        class_conditional: sub-folders are classes (arrays: `labels` in the .npz).
+        class_conditional: the folders right below are classes, numbered in the order of their names, by value if all
+            are integers; one without images is none, and is named. Arrays: `labels`, integers from 0 up, in the .npz,
+            and `class_names` if there are names.
         skip_broken: leave broken image files out, instead of refusing the folder.
+        accept_changed_data: with `resume`, go on though files are new, gone or changed; what there is now is recorded.
         workers: threads that decode images.
     """
 
     data: str
     held_out: str | None = None
     resolution: int | None = None
+    image_channels: int | None = None
+    background: str | None = None
     crop: Literal["center", "random_resized"] = "center"
     min_crop: float = 0.5
     flip: bool = True
     class_conditional: bool = False
     skip_broken: bool = False
+    accept_changed_data: bool = False
     workers: int = 8
 
     def __post_init__(self):
+        known = self.image_channels in (None, 1, 3)
+        check(known, f"`image_channels` is 1 (grey) or 3 (colour), not {self.image_channels!r}.")
+        if self.background is not None:
+            ground_of(self.background)
         check(self.resolution is None or is_int(self.resolution), f"`resolution` must be positive: {self.resolution}.")
         check(self.crop in ("center", "random_resized"), f"`crop` is center or random_resized, not {self.crop!r}.")
         check(0 < self.min_crop <= 1, f"`min_crop` must be above 0 and at most 1, not {self.min_crop}.")
@@ -203,8 +224,8 @@ class RunConfig:
 
 # What may change when a run goes on: no weight does. That `data` is the same is seen in the images, not in their place.
 MAY_CHANGE = (
-    *("data", "held_out", "workers", "steps", "save_every", "keep_last", "keep_every", "log_every", "validate_every"),
-    *("sample_every", "num_samples", "sample_evals", "tensorboard"),
+    *("data", "held_out", "accept_changed_data", "workers", "steps", "save_every", "keep_last", "keep_every"),
+    *("log_every", "validate_every", "sample_every", "num_samples", "sample_evals", "tensorboard"),
 )
 
 
@@ -282,6 +303,18 @@ def own_resolution(model: ModelConfig) -> int | None:
     return size if is_int(size) else None
 
 
+def own_channels(model: ModelConfig) -> int | None:
+    """Return the channels of the images that a `model_config` is for, if it says so."""
+    return None if model.model_config is None else read_json(model.model_config).get("in_channels")
+
+
+def advice_on_channels(wanted: int, given: int) -> str:
+    """Say how images of so many channels come to those that a network takes, or nothing where they cannot."""
+    if wanted in (1, 3) and given in (1, 3) and wanted != given:
+        return f" `image_channels` {wanted} makes them {'grey' if wanted == 1 else 'colour'}."
+    return ""
+
+
 def check_resolution(resolution: int, levels: int) -> None:
     """Refuse images that the levels of a network cannot halve."""
     least = 2 ** (levels - 1)
@@ -320,7 +353,8 @@ def network(config: TrainConfig, resolution: int, channels: int, classes: tuple[
             for name, value in common.items()
             if name != "sample_size" and items.get(name, value) != value
         ]
-        check(not other, f"{model.model_config} does not fit: {'; '.join(other)}.")
+        advice = advice_on_channels(items.get("in_channels", channels), channels)
+        check(not other, f"{model.model_config} does not fit: {'; '.join(other)}.{advice}")
         unet = UNetConfig.from_dict(items | common)
         check(unet.class_embed_type is None, f"{model.model_config}: `class_embed_type` cannot be trained here.")
         check_resolution(resolution, len(unet.block_out_channels))

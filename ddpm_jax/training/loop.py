@@ -21,14 +21,25 @@ from ddpm_jax import checkpoint, compilation, plotting, sampling, sharding
 from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, steps_in, write_config
 from ddpm_jax.config import Config
 from ddpm_jax.files import read_json, write_json
+from ddpm_jax.images.source import Source, UnreadableImage
+from ddpm_jax.images.walk import shown
 from ddpm_jax.losses import check_objective, traced_per_image
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params, init
 from ddpm_jax.samplers.registry import FAST
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.config import TrainConfig, check_resolution, differences, network, own_resolution
-from ddpm_jax.training.data import Batch, Batches, Source, centred, open_source
+from ddpm_jax.training.config import (
+    TrainConfig,
+    advice_on_channels,
+    check_resolution,
+    differences,
+    network,
+    own_channels,
+    own_resolution,
+)
+from ddpm_jax.training.data import Batch, Batches, centred, open_data
+from ddpm_jax.training.data_record import changes, facts, write_files
 from ddpm_jax.training.step import Run, TrainState, abstract, compiled, count_parameters, create
 from ddpm_jax.types import PyTree
 from ddpm_jax.validation import check
@@ -76,46 +87,37 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
         f"`batch_size` {config.run.batch_size} does not divide over {mesh.size} devices x "
         f"{config.optimizer.accumulate} parts (`accumulate`).",
     )
-    data = config.data
-    opening = {"class_conditional": data.class_conditional, "skip_broken": data.skip_broken, "workers": data.workers}
-    source = open_source(data.data, **opening)
-    held_out = open_source(data.held_out, like=source, **opening) if data.held_out else None
-    if source.broken:
-        log.warning("%d broken images are left out, the first %s.", len(source.broken), source.broken[0])
-    facts = {
-        "images": len(source),
-        "channels": source.channels,
-        "classes": list(source.classes),
-        "fingerprint": source.fingerprint,
-    }
+    source = open_data(config.data, out=folder, before=before and before["data"])
     weights = None
     if before is None:
         described, weights = _what_to_train(config, source)
     else:
-        changed = [
-            f"{name} {before['data'].get(name)!r} there, {value!r} here"
-            for name, value in facts.items()
-            if before["data"].get(name) != value
-        ]
-        check(not changed, f"The data is not what {folder} was trained on: {'; '.join(changed)}.")
         described = read_config(folder)
-        changes = {"dtype": config.run.dtype, "remat": config.run.remat, "dropout": config.model.dropout}
-        described = dataclasses.replace(described, unet=dataclasses.replace(described.unet, **changes))
+        may_differ = {"dtype": config.run.dtype, "remat": config.run.remat, "dropout": config.model.dropout}
+        unet = dataclasses.replace(described.unet, **may_differ)
+        described = dataclasses.replace(described, unet=unet, class_names=source.classes)
+    source = source.fitting(described.unet.in_channels)
+    changed = before and changes(source, before["data"], folder, accepted=config.data.accept_changed_data)
+    held_out = open_data(config.data, out=folder, like=source) if config.data.held_out else None
     run = Run(described, config)
     sharding.wait_for_all("all have looked at the folder")
     if jax.process_index() == 0:
         record = {
             "config": config.to_dict(),
-            "data": facts,
-            "broken": [str(path) for path in source.broken],
+            "data": facts(source),
+            "broken": [shown(path) for path in source.broken],
             "parameters": count_parameters(layout(described.unet).weights),
             "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
             "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax", "flax", "optax")},
         }
         if before is None:  # of a run that was stopped before its first checkpoint
             shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
+        write_files(source, folder)
         write_json(folder / RECORD, record)
         write_config(described, folder, {"trained_by": RECORD})
+        for line in (changed, source.describe(), held_out and f"Held out: {held_out.describe()}"):
+            if line:  # a warning, so that it is seen where nobody has set up logging
+                log.warning("%s", line)
     sharding.wait_for_all("the run is described")
 
     keep = {"keep_last": config.run.keep_last, "keep_every": config.run.keep_every}
@@ -195,6 +197,8 @@ class _Trainer:
                         break
             if jax.process_index() == 0:
                 logs.draw_curve(self.folder)
+        except UnreadableImage as error:
+            raise self._cut_off_by(error, number, state, record) from error
         except logs.Diverged as error:
             with contextlib.suppress(Exception):  # what is being written counts, if it can be
                 self.checkpoints.wait()
@@ -238,6 +242,20 @@ class _Trainer:
                 f"{what} could not be written (known at step {number}): {why} The last good checkpoint is that of step "
                 f"{self._last_good()}. Make room and go on with --resume."
             ) from error
+
+    def _cut_off_by(self, error: UnreadableImage, number: int, state: TrainState, record: logs.Log) -> UnreadableImage:
+        """Save the steps that are done, and say how the run can go on."""
+        if (
+            number > 0 and jax.process_count() == 1
+        ):  # of several processes the others wait, and cannot save with this one
+            with self._writing(self.checkpoints, number, record) as place:
+                place.save(number, state)
+                place.wait()
+            record.flush(number)
+        return UnreadableImage(
+            f"{error} The last good checkpoint is that of step {self._last_good()}. Bring the file back as it was and "
+            "go on with `resume`; or mend or remove it, and go on with `resume` and `accept_changed_data`."
+        )
 
     def _last_good(self) -> int:
         return max(steps_in(self.folder / CHECKPOINTS), default=0)
@@ -314,7 +332,8 @@ def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]
     check(classes or not dropped, "`label_dropout` is for data with classes (`class_conditional`).")
     if config.model.init is None:
         resolution = config.data.resolution or own_resolution(config.model) or _side(source)
-        built = network(config, resolution, source.channels, source.classes)
+        channels = source.fitting(own_channels(config.model)).channels
+        built = network(config, resolution, channels, source.classes)
         check_objective(built, config.objective)
         with _on_host():
             return built, init(jax.random.key(config.run.seed), built).weights
@@ -324,9 +343,11 @@ def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]
     resolution = config.data.resolution or (unet.image_size or (_side(source),))[0]
     check_resolution(resolution, len(unet.block_out_channels))
     unet = dataclasses.replace(unet, sample_size=resolution)
+    channels = source.fitting(unet.in_channels).channels
     check(
-        unet.in_channels == source.channels,
-        f"--init {config.model.init} is a network for {unet.in_channels} channels; the data has {source.channels}.",
+        unet.in_channels == channels,
+        f"--init {config.model.init} is a network for {unet.in_channels} channels; the data has {channels}."
+        f"{advice_on_channels(unet.in_channels, channels)}",
     )
     allowed = (classes + 1,) if dropped else (classes, classes + 1) if classes else (0,)
     check(

@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, read_weights, steps_in
 from ddpm_jax.files import read_json
+from ddpm_jax.images.walk import shown
 from ddpm_jax.params import Params
 from ddpm_jax.training import ema, logs
 from ddpm_jax.training.loop import RECORD, SNAPSHOTS
@@ -81,7 +82,7 @@ def card(run: Path) -> str:
     lines = [line for line in logs.read(run) if line["step"] <= step]  # what came after a kill is not in the weights
     last = next((line for line in reversed(lines) if "loss" in line), None)
     validation = next((line for line in reversed(lines) if "validation_loss" in line), None)
-    source = Path(config["data"]["data"]).name
+    source = shown(Path(config["data"]["data"]).name)
     rows = {
         "images": f"{data['images']} of `{source}`, {data['channels']} channels",
         "classes": ", ".join(data["classes"]) or "none",

@@ -1,0 +1,1 @@
+"""Images to learn from: found in folders, decoded, numbered by class."""

@@ -1,0 +1,164 @@
+"""The files of a folder that are pictures, and what is left out and why."""
+
+import dataclasses
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ddpm_jax.images.picture import reason, suffixes
+
+# What marks a folder that this package, or diffusers, has written: nothing in it is data for another model.
+RUN, SET = "train.json", "samples.json"
+OURS = {
+    RUN: "of a training run",
+    SET: "of a set of samples",
+    "ddpm_jax.json": "of a checkpoint",
+    "model_index.json": "of a checkpoint",
+}
+# Of a folder of ours that is named as the data itself: pictures that are many in one.
+_GRIDS = {SET: ("grid.png", "sampling.gif"), RUN: ("learning_curve.png", "samples")}
+_OF_THE_SYSTEM = (
+    *("$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "__pycache__"),
+    *("@eadir", "#recycle", "#snapshot", "@recently-snapshot", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+)
+_SUFFIXES_OF_BEFORE = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What a walk found.
+
+    Attributes:
+        sizes: the pictures below the folder, sorted, and the bytes of each; None where there is no file to be read.
+        unreadable: what is named as a picture or a folder and cannot be opened, and why.
+        left_out: names below the folder, by the reason why they are left out.
+        folders: names of the folders right below, but for those that are left out.
+    """
+
+    sizes: dict[Path, int | None]
+    unreadable: dict[Path, str]
+    left_out: dict[str, list[str]]
+    folders: tuple[str, ...]
+
+
+def walk(folder: Path, *, out: Path | None = None) -> Found:
+    """Find the pictures of a folder and of all folders below, links followed, each real folder once.
+
+    Left out are hidden files and folders, those that systems make for themselves, folders that this package has
+    written, and files that are no pictures. The folder itself is never left out.
+
+    Args:
+        folder: where to begin.
+        out: another folder to leave out: that of the run which is to begin, and has no mark yet.
+    """
+    known, left_out, unreadable = suffixes(), {}, {}
+    own = os.path.realpath(out) if out else None
+    marks = [mark for mark in _GRIDS if os.path.isfile(folder / mark)]
+    grids = [name for mark in marks for name in _GRIDS[mark]]
+
+    def keep(path: Path, why: str | None) -> bool:
+        if why:
+            left_out.setdefault(why, []).append(shown(path.relative_to(folder)))
+        return not why
+
+    paths, below = [], ()
+    for parent, folders, files in _folders(folder, unreadable):
+        own_grids = grids if parent == folder else []
+        folders[:] = [name for name in folders if keep(parent / name, _why_not_folder(parent / name, own, own_grids))]
+        paths += [parent / name for name in files if keep(parent / name, _why_not_file(name, known, own_grids))]
+        below = tuple(folders) if parent == folder else below
+    return Found({path: _size(path, unreadable) for path in sorted(paths)}, unreadable, left_out, below)
+
+
+def walk_of_before(folder: Path) -> Found:
+    """Find what earlier versions found, whose runs go on: fewer kinds of files, in hidden folders and ours as well."""
+    unreadable: dict[Path, str] = {}
+    paths = [
+        parent / name
+        for parent, _, files in _folders(folder, unreadable)
+        for name in files
+        if Path(name).suffix.lower() in _SUFFIXES_OF_BEFORE and not name.startswith(".")
+    ]
+    return Found({path: _size(path, unreadable) for path in sorted(paths)}, unreadable, {}, ())
+
+
+def by_value(names: set[str]) -> list[str]:
+    """Sort names of classes: by value where all are integers, else as text.
+
+    Example:
+        >>> by_value({"10", "2", "1"}), by_value({"10", "2", "b"})
+        (['1', '2', '10'], ['10', '2', 'b'])
+    """
+    integers = all(re.fullmatch("-?[0-9]+", name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name) if integers else (0, name))
+
+
+def shown(path: str | Path) -> str:
+    """Return a name as text that can be printed and written anywhere, also where its bytes are no UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """Return the first names, and how many more there are.
+
+    Example:
+        >>> some(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _folders(folder: Path, unreadable: dict[Path, str]) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield every folder with its folders, which may be cut down, and files."""
+    seen = set()
+
+    def note(error: OSError) -> None:
+        unreadable[Path(error.filename)] = reason(error)
+
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=note):
+        folders.sort()
+        files.sort()
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield Path(parent), folders, files
+
+
+def _why_not_folder(path: Path, own: str | None, grids: list[str]) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    if path.name.lower() in _OF_THE_SYSTEM:
+        return "of the system"
+    if path.name in grids:
+        return "of many samples"
+    if own and os.path.realpath(path) == own:
+        return "of this run"
+    return next((what for mark, what in OURS.items() if os.path.isfile(path / mark)), None)
+
+
+def _why_not_file(name: str, known: set[str], grids: list[str]) -> str | None:
+    suffix = Path(name).suffix.lower()
+    if name.startswith("."):
+        return "hidden"
+    if name.lower() in _OF_THE_SYSTEM:
+        return "of the system"
+    if name in grids:
+        return "of many samples"
+    return None if suffix in known else shown(suffix) if suffix else "without a suffix"
+
+
+def _size(path: Path, unreadable: dict[Path, str]) -> int | None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        unreadable[path] = "a link to nothing" if os.path.islink(path) else reason(error)
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        unreadable[path] = "no file of bytes"
+        return None
+    return status.st_size
