@@ -16,7 +16,7 @@ from ddpm_jax.images.picture import decode
 from ddpm_jax.images.source import open_source
 from ddpm_jax.training import DataConfig, ModelConfig, RunConfig, TrainConfig, train
 from ddpm_jax.training.data import Batches, centred
-from ddpm_jax.training.data_record import changes
+from ddpm_jax.training.data_record import changes, facts
 
 
 @pytest.fixture
@@ -236,6 +236,17 @@ def data(tmp_path):
     for number in range(12):
         Image.new("L", (8, 8), 20 * number).save(tmp_path / f"data/{number:02}.png")
     return tmp_path / "data"
+
+
+def test_classes_that_are_others_are_never_accepted(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4))
+    found = open_source(str(tmp_path / "x.npz"), class_conditional=True)
+    with pytest.raises(ValueError, match=r"classes \['0', '1'\] there, \['0', '1', '2', '3'\] here"):
+        changes(found, facts(found) | {"classes": ["0", "1"]}, tmp_path, accepted=True)
+    other = facts(found) | {"fingerprint": ""}
+    with pytest.raises(ValueError, match="the pixels of the array differ.*`accept_changed_data`"):
+        changes(found, other, tmp_path, accepted=False)
+    assert "pixels" in changes(found, other, tmp_path, accepted=True)
 
 
 class TestRuns:

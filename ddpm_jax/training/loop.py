@@ -94,11 +94,11 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
     else:
         described = read_config(folder)
         may_differ = {"dtype": config.run.dtype, "remat": config.run.remat, "dropout": config.model.dropout}
-        unet = dataclasses.replace(described.unet, **may_differ)
-        described = dataclasses.replace(described, unet=unet, class_names=source.classes)
+        described = dataclasses.replace(described, unet=dataclasses.replace(described.unet, **may_differ))
     source = source.fitting(described.unet.in_channels)
     changed = before and changes(source, before["data"], folder, accepted=config.data.accept_changed_data)
     held_out = open_data(config.data, out=folder, like=source) if config.data.held_out else None
+    described = dataclasses.replace(described, class_names=source.classes)  # older runs have none
     run = Run(described, config)
     sharding.wait_for_all("all have looked at the folder")
     if jax.process_index() == 0:
@@ -244,10 +244,11 @@ class _Trainer:
             ) from error
 
     def _cut_off_by(self, error: UnreadableImage, number: int, state: TrainState, record: logs.Log) -> UnreadableImage:
-        """Save the steps that are done, and say how the run can go on."""
-        if (
-            number > 0 and jax.process_count() == 1
-        ):  # of several processes the others wait, and cannot save with this one
+        """Save the steps that are done, and say how the run can go on.
+
+        Of several processes the others wait for this one's batch, and cannot save with it.
+        """
+        if number > 0 and jax.process_count() == 1:
             with self._writing(self.checkpoints, number, record) as place:
                 place.save(number, state)
                 place.wait()
