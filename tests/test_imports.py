@@ -14,7 +14,7 @@ PACKAGE = Path(ddpm_jax.__file__).parent
 
 # A module imports only from ranks below its own, or from its own family.
 RANKS = [
-    {"types", "validation"},
+    {"types", "validation", "extras"},
     {"files", "unet_config", "progress"},
     {"config"},
     {"schedule", "models", "sharding", "plotting", "compilation"},
