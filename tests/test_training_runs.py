@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -44,9 +45,7 @@ def settings(inputs):
         model=ModelConfig(model_config=inputs / "network.json", dropout=0.1),
         optimizer=OptimizerConfig(warmup_steps=2, learning_rate=1e-3),
         ema=EmaConfig(power_ema=(0.05, 0.1), snapshot_every=6),
-        run=RunConfig(
-            batch_size=8, steps=STEPS, save_every=4, log_every=2, sample_every=0, num_samples=4, sample_evals=2
-        ),
+        run=RunConfig(batch_size=8, steps=STEPS, save_every=4, log_every=2, sample_every=0),
     )
 
 
@@ -119,7 +118,7 @@ logs.Log.add = dying
     assert killed.returncode == -signal.SIGKILL, errors
     stopped = subprocess_of(words, kill.replace("STEP", "10").replace("SIGNAL", "SIGTERM"))
     _, errors = stopped.communicate(timeout=120)
-    assert stopped.returncode == 0 and "Stopped at step 10" in errors, errors
+    assert stopped.returncode == 128 + signal.SIGTERM and "Stopped at step 10 of 12" in errors, errors
     assert Checkpoints(out / "checkpoints", keep_last=2, keep_every=0).steps()[-1] == 10
     finished = subprocess_of(words)
     _, errors = finished.communicate(timeout=120)
@@ -210,7 +209,8 @@ logs.Log.add = filling
 
 def test_watching(settings, tmp_path):
     """Lines of metrics, validation, samples, TensorBoard."""
-    run = dataclasses.replace(settings.run, sample_every=6, validate_every=6, tensorboard=True)
+    watched = {"sample_every": 6, "num_samples": 4, "sample_evals": 2, "validate_every": 6, "tensorboard": True}
+    run = dataclasses.replace(settings.run, **watched)
     held_out = dataclasses.replace(settings.data, held_out=settings.data.data)
     train(dataclasses.replace(settings, run=run, data=held_out), tmp_path / "run")
     lines = logs.read(tmp_path / "run")
@@ -236,8 +236,8 @@ def test_fine_tuning_begins_with_the_weights(settings, tmp_path):
 def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
     data = shutil.copy(settings.data.data, tmp_path)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, data=data))
-    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=1)), tmp_path / "run")
-    before = state_of(tmp_path / "run", 1)
+    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=3)), tmp_path / "run")
+    before = state_of(tmp_path / "run", 3)
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(settings, tmp_path / "run")
     other = dataclasses.replace(settings, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2))
@@ -250,7 +250,7 @@ def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
     (tmp_path / "home/letter").write_text("dear")
     with pytest.raises(FileExistsError, match="something else than a run"):
         train(settings, tmp_path / "home")
-    jax.tree.map(np.testing.assert_array_equal, before, state_of(tmp_path / "run", 1))
+    jax.tree.map(np.testing.assert_array_equal, before, state_of(tmp_path / "run", 3))
 
 
 def test_more_steps(settings, whole, tmp_path):
@@ -268,6 +268,7 @@ def test_more_steps(settings, whole, tmp_path):
         ({"data": DataConfig(data="digits", held_out="nowhere")}, "--held-out nowhere: there is no such"),
         ({"data": DataConfig(data="")}, "--data is missing"),
         ({"model": ModelConfig(init="nowhere")}, "nowhere"),
+        ({"model": ModelConfig(model_config=Path("nowhere.json"))}, "nowhere.json"),
     ],
 )
 def test_bad_input(settings, tmp_path, changes, message):
@@ -337,7 +338,7 @@ def test_a_network_that_does_not_fit_the_data(settings, tmp_path, changes, messa
 
 def test_a_run_without_a_checkpoint_is_begun_anew(settings, tmp_path):
     """Stopped at its start, it is in nobody's way: not even with other settings."""
-    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=1))
+    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=3))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.train.json.partial").write_text("{")
     train(short, tmp_path / "run")

@@ -17,7 +17,7 @@ from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.files import plain_path, read_json, stored, write_json
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params
-from ddpm_jax.types import PyTree
+from ddpm_jax.types import Array, PyTree
 from ddpm_jax.validation import check, freeze, nearest
 
 MARKER = "ddpm_jax.json"
@@ -63,13 +63,21 @@ def compare(read: Callable[[], PyTree], written: PyTree) -> None:
         OSError: it cannot be read, or is something else.
     """
     try:
-        found = read()
-        same = jax.tree.map(lambda one, other: np.array_equal(one, np.asarray(other, one.dtype), True), found, written)
-        why = "" if all(jax.tree.leaves(same)) else "it holds other numbers."
+        same = jax.tree.leaves(jax.tree.map(_holds, read(), written))
+        why = "" if all(same) else "it holds other numbers."
     except Exception as error:
         why = first_line(error)
     if why:
         raise OSError(f"What has been written cannot be read back: {why} Try another disk or folder.")
+
+
+def _holds(found: np.ndarray, written: Array) -> bool:
+    """Tell whether an array holds the numbers of another, or of those of its parts that are in this process."""
+    if isinstance(written, jax.Array):
+        parts = [(shard.index, shard.data) for shard in written.addressable_shards if shard.replica_id == 0]
+    else:
+        parts = [(..., written)]
+    return all(np.array_equal(found[place], np.asarray(part, found.dtype), equal_nan=True) for place, part in parts)
 
 
 def first_line(error: Exception) -> str:

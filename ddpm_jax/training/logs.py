@@ -15,6 +15,7 @@ from ddpm_jax.files import whole_file
 from ddpm_jax.training.step import QUARTERS, Metrics
 
 METRICS = "metrics.jsonl"
+SAMPLES = "samples"
 LAG = 2  # steps: the losses of older ones are there already, so that reading them stops nothing
 
 
@@ -124,7 +125,7 @@ class Log:
             return
         from PIL import Image
 
-        folder = self.folder / "samples"
+        folder = self.folder / SAMPLES
         folder.mkdir(exist_ok=True)
         with whole_file(folder / f"step-{step:08d}.png") as partial:
             Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(partial, "PNG")

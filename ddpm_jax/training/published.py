@@ -10,7 +10,7 @@ from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, read_weights, s
 from ddpm_jax.files import read_json
 from ddpm_jax.params import Params
 from ddpm_jax.training import ema, logs
-from ddpm_jax.training.loop import RECORD, SNAPSHOTS
+from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS
 from ddpm_jax.validation import check
 
 _UNCONDITIONAL = """from diffusers import DDPMPipeline
