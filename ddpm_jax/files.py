@@ -116,8 +116,10 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another job holds it; says which.
-        OSError: the folder cannot be made or written.
+        NotADirectoryError, OSError: it is a file, or cannot be made or written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, and a {what} is a folder: choose another name.")
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -214,7 +216,8 @@ def new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> Iter
     Raises:
         FileExistsError, PermissionError, NotADirectoryError: as `check_new_folder`, before anything is written.
     """
-    folder = folder.expanduser().absolute()
+    check_local(folder)
+    folder = folder.absolute()
     _tidy(folder)
     check_new_folder(folder, overwrite=overwrite, marks=marks)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -78,14 +78,13 @@ class Checkpoints:
         """
         self.wait()
         try:
-            if jax.process_index() == 0:
-                compare(lambda: read_weights(self.folder, step, name, config), written)
+            compare(lambda: read_weights(self.folder, step, name, config), written)
             error = None
         except OSError as found:
             error = found
         if not sharding.everywhere(error is None):
             self._put_aside([step])
-            raise error or OSError("What has been written cannot be read back by the first process.")
+            raise error or OSError("What has been written cannot be read back by another process.")
 
     def check(self) -> None:
         """Find out whether what was written in the background has been, where it can be known without waiting.
