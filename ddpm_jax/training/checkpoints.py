@@ -83,7 +83,7 @@ class Checkpoints:
         except OSError as found:
             error = found
         if not sharding.everywhere(error is None):
-            self._put_aside([step])
+            self.put_aside([step])
             raise error or OSError("What has been written cannot be read back by another process.")
 
     def check(self) -> None:
@@ -110,19 +110,20 @@ class Checkpoints:
             except Exception as found:  # what a cut-off file raises depends on where it was cut
                 error = found
             if sharding.everywhere(state is not None):
-                self._put_aside(damaged)
+                self.put_aside(damaged)
                 return state
             damaged.append(step)
             why = first_line(error) if error else "another process cannot read it."
             log.warning("The checkpoint of step %s in %s is damaged: %s", step, self.folder, why)
         return None
 
-    def _put_aside(self, steps: list[int]) -> None:
+    def put_aside(self, steps: list[int]) -> None:
+        """Take damaged states out of the series, as damaged-STEP; the newest few of them stay."""
         if steps and jax.process_index() == 0:
             for step in steps:
                 (self.folder / str(step)).rename(self._free(f"damaged-{step}"))
-            put_aside = sorted(self.folder.glob("damaged-*"), key=lambda path: path.stat().st_ctime_ns)
-            for path in put_aside[:-DAMAGED_KEPT]:
+            damaged = sorted(self.folder.glob("damaged-*"), key=lambda path: path.stat().st_ctime_ns)
+            for path in damaged[:-DAMAGED_KEPT]:
                 shutil.rmtree(path, ignore_errors=True)
         if steps:
             sharding.wait_for_all("damaged checkpoints are put aside")
