@@ -436,7 +436,7 @@ def test_the_card_is_that_of_the_weights(whole, tmp_path):
     assert "| steps | 8 |" in text and f"| training loss | {line['loss']:.5f} |" in text
     assert "pipeline_tag: unconditional-image-generation" in text and "DDPMPipeline" in text
     record = json.loads((tmp_path / "run/train.json").read_text())
-    record["data"]["classes"], record["config"]["model"]["init"] = ["cat", "dog"], "google/ddpm-cat-256"
+    record["data"]["classes"], record["config"]["model"]["init"] = ["cat", "snow_dog"], "google/ddpm-cat-256"
     (tmp_path / "run/train.json").write_text(json.dumps(record))
     text = card(tmp_path / "run")
     assert (
@@ -444,6 +444,7 @@ def test_the_card_is_that_of_the_weights(whole, tmp_path):
         and "pipeline_tag" not in text
         and "| fine-tuned from | `google/ddpm-cat-256` |" in text
     )
+    assert "\n\n| class | name |\n|---|---|\n| 0 | cat |\n| 1 | snow\\_dog |\n\n```" in text
 
 
 def test_averages_of_any_length_and_publishing(whole, tmp_path):
@@ -452,6 +453,9 @@ def test_averages_of_any_length_and_publishing(whole, tmp_path):
     kept = state_of(whole)["power_emas"][1]
     found = ddpm_jax.load(tmp_path / "average").weights
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), kept, found)
+    for step in (5, 13):
+        with pytest.raises(ValueError, match=f"`step` {step} is out of range: the snapshots .* from step 6 to 12"):
+            average(whole, 0.1, step=step)
     cli.main(["export", str(whole), str(tmp_path / "published")])
     card = (tmp_path / "published/README.md").read_text()
     assert "| images | 40 of `images.npy`, 1 channels |" in card and "| steps | 12 |" in card

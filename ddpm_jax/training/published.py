@@ -123,7 +123,18 @@ tags: [ddpm, diffusion, jax]
 
 
 def _class_table(names: list[str], null_class: int | None) -> str:
-    """Return a table of the classes by number, with what stands for none; nothing where there are no classes."""
+    """Return a table of the classes by number, with what stands for none; nothing where there are no classes.
+
+    Example:
+        >>> print(_class_table(["cat", "a|b"], 2))
+        <BLANKLINE>
+        | class | name |
+        |---|---|
+        | 0 | cat |
+        | 1 | a\\|b |
+        | 2 | no class, for classifier-free guidance |
+        <BLANKLINE>
+    """
     rows = [(number, re.sub(r"([\\`*_<>\[\]|])", r"\\\1", " ".join(name.split()))) for number, name in enumerate(names)]
     if null_class is not None and null_class >= len(names):
         rows.append((null_class, "no class, for classifier-free guidance"))
