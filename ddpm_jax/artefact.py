@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.extras import need
 from ddpm_jax.files import check_new_folder, new_folder, write_json
 from ddpm_jax.params import Params
 from ddpm_jax.samplers import Sampler
@@ -32,7 +33,8 @@ np.save("images.npy", images)
 
 
 def check_artefact(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that `write_artefact` would refuse, before the work that leads to it."""
+    """Refuse what `write_artefact` would refuse, before the work that leads to it."""
+    need("flatbuffers", "compile", "Compiling ahead")  # jax.export serialises by it
     check_new_folder(folder, overwrite=overwrite, marks=(MARK,))
 
 
@@ -62,13 +64,10 @@ def write_artefact(
         ModuleNotFoundError: flatbuffers is not installed (the `compile` extra).
         FileExistsError: the folder exists.
     """
+    check_artefact(folder, overwrite=overwrite)
     unknown = sorted(set(platforms) - set(PLATFORMS))
     if unknown or not platforms:
         raise ValueError(f"`platforms` must be some of {', '.join(PLATFORMS)}, not {', '.join(unknown) or 'none'}.")
-    try:
-        import flatbuffers  # noqa: F401  jax.export serialises by it
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Compiling ahead needs flatbuffers: pip install 'ddpm-jax[compile]'.") from error
     from jax import export
 
     names = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params.weights)[0]}

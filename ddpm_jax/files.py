@@ -2,17 +2,24 @@
 
 import contextlib
 import json
+import logging
 import os
+import re
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ml_dtypes
 import numpy as np
 
 from ddpm_jax.validation import check
 
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
 STORAGE_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -46,6 +53,128 @@ def write_json(path: Path, items: dict[str, Any]) -> None:
         partial.write_text(json.dumps(items, indent=2, sort_keys=True) + "\n")
 
 
+def check_local(path: str | Path) -> None:
+    """Refuse a URL (gs://, s3://, https:// ...) where a path of this machine is wanted.
+
+    Args:
+        path: as it was given; a `Path` has one slash of the two.
+
+    Raises:
+        ValueError: with what to do.
+
+    Example:
+        >>> check_local(Path("gs://bucket/run"))
+        Traceback (most recent call last):
+        ValueError: gs://bucket/run is no path of this machine: mount it, or copy it here and back, and name that path.
+    """
+    url = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))  # two letters: C:/ is a drive
+    if url:
+        raise ValueError(
+            f"{url[1]}://{url[2]} is no path of this machine: mount it, or copy it here and back, and name that path."
+        )
+
+
+@contextlib.contextmanager
+def plain_path(folder: Path) -> Iterator[Path]:
+    """Give a path to a folder that no library takes for a pattern, a URL or an escape.
+
+    orbax searches by patterns that begin with the folder's own path, so that `[v2]`, `*` or `?` in it find nothing, or
+    the files of another folder. Such a folder is given by a link in the temporary folder, until the end.
+
+    Raises:
+        ValueError: the temporary folder has such a name too.
+    """
+    folder = folder.absolute()
+    if _is_plain(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="ddpm-jax-") as place:
+        link = Path(place) / "folder"
+        check(
+            _is_plain(link),
+            f"The temporary folder {place} has characters that orbax takes for a pattern, as {folder} has: set TMPDIR "
+            "to a folder with a plain name.",
+        )
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _is_plain(path: Path) -> bool:
+    return re.fullmatch(r"[\w /.,+=@~-]*", path.as_posix().removeprefix(path.drive)) is not None
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder for this job alone, making it if it is not there; one that is left empty goes again.
+
+    The system holds the lock, so that it ends with the job, however that ends. A file system that has no locks is used
+    without, with a word.
+
+    Args:
+        folder: made with its parents if it is not there.
+        what: it is, for the message: "run".
+
+    Raises:
+        BlockingIOError: another job holds it; says which.
+        NotADirectoryError, OSError: it is a file, or cannot be made or written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, and a {what} is a folder: choose another name.")
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with _lock(folder, what) as file:
+            _sign(file, folder, what)
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)  # while it is held: who comes next makes a new one
+    finally:
+        for place in made:
+            with contextlib.suppress(OSError):  # something is in it
+                place.rmdir()
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, what: str) -> Iterator[TextIO]:
+    while True:
+        with open(folder / LOCK, "a+") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise BlockingIOError(
+                    f"The {what} {folder} is in use by another job (process {file.read().strip() or 'unknown'}): wait "
+                    "for its end or stop it, or choose another folder."
+                ) from None
+            except (ImportError, OSError) as error:
+                log.warning("%s cannot be locked (%s): let no second job use it.", folder, error)
+            if _is_still_there(file, folder / LOCK):
+                yield file
+                return
+
+
+def _is_still_there(file: TextIO, path: Path) -> bool:
+    """Tell whether an open file has its name yet: the job before may have taken it away in between."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sign(file: TextIO, folder: Path, what: str) -> None:
+    """Write into the lock whose it is; say so where a job of another machine never let go."""
+    file.seek(0)
+    before, here = file.read().strip(), socket.gethostname()
+    if before and not before.endswith(f" on {here}"):
+        log.warning("The %s %s was left by process %s. If that still runs, stop one of the two.", what, folder, before)
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {here}\n")
+    file.flush()
+
+
 def check_new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> None:
     """Refuse a folder that exists (unless it may be overwritten and is one of ours to overwrite) or cannot be written.
 
@@ -56,7 +185,9 @@ def check_new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -
 
     Raises:
         FileExistsError, PermissionError, NotADirectoryError: with what to do.
+        ValueError: it is a URL.
     """
+    check_local(folder)
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists already. Choose another name, or overwrite it explicitly.")
     if folder.exists() and not folder.is_dir():
@@ -85,11 +216,14 @@ def new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> Iter
     Raises:
         FileExistsError, PermissionError, NotADirectoryError: as `check_new_folder`, before anything is written.
     """
-    check_new_folder(folder, overwrite=overwrite, marks=marks)
+    check_local(folder)
     folder = folder.absolute()
+    _tidy(folder)
+    check_new_folder(folder, overwrite=overwrite, marks=marks)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+    writer = f"{socket.gethostname()}-{os.getpid()}"
+    partial = folder.with_name(f".{folder.name}.partial-{writer}")
+    replaced = folder.with_name(f".{folder.name}.replaced-{writer}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -106,6 +240,34 @@ def new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> Iter
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _tidy(folder: Path) -> None:
+    """Take away what killed writers of this machine have left beside a folder; what they had moved aside comes back."""
+    if not folder.parent.is_dir():
+        return
+    name, host = re.escape(folder.name), re.escape(socket.gethostname())
+    for path in folder.parent.iterdir():
+        left = re.fullmatch(rf"\.{name}\.(partial|replaced)-{host}-(\d+)", path.name)
+        if not left or _is_running(int(left[2])):
+            continue
+        if left[1] == "replaced" and not folder.exists():
+            path.rename(folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    """Tell whether another process of this machine has that number."""
+    if os.name == "nt":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()
 
 
 def check_storage_dtype(storage_dtype: str) -> None:

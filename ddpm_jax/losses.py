@@ -4,7 +4,7 @@ Like a sample, the loss of image i depends on (key, i) alone, whatever the batch
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,22 +24,7 @@ from ddpm_jax.schedule import (
     per_image as broadcast,
 )
 from ddpm_jax.types import Array, Float, Images, Labels, Number, RandomKey, Timesteps
-from ddpm_jax.validation import check, is_number
-
-CHOICES = {
-    "loss_type": ("simple", "vlb", "hybrid"),
-    "weighting": ("constant", "snr", "min_snr", "p2"),
-    "variance_type": ("fixed_small", "fixed_large", "learned_range"),
-    "timestep_sampling": ("uniform", "antithetic", "importance"),
-}
-
-
-_BELONGS = (  # the first acts where the second is the third
-    ("vlb_weight", "loss_type", "hybrid"),
-    ("min_snr_gamma", "weighting", "min_snr"),
-    ("p2_gamma", "weighting", "p2"),
-    ("p2_k", "weighting", "p2"),
-)
+from ddpm_jax.validation import POSITIVE, check, check_settings, choice, number, where
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,20 +61,27 @@ class Objective:
     p2_k: Number = 1.0
     label_dropout: Number = 0.0
 
+    VALUES: ClassVar = {
+        "loss_type": choice("simple", "vlb", "hybrid"),
+        "weighting": choice("constant", "snr", "min_snr", "p2"),
+        "variance_type": choice("fixed_small", "fixed_large", "learned_range"),
+        "timestep_sampling": choice("uniform", "antithetic", "importance"),
+        "vlb_weight": POSITIVE,
+        "min_snr_gamma": POSITIVE,
+        "p2_gamma": POSITIVE,
+        "p2_k": POSITIVE,
+        "label_dropout": number(0, 1),
+    }
+    ACTS: ClassVar = {
+        "vlb_weight": where("loss_type", "hybrid"),
+        "min_snr_gamma": where("weighting", "min_snr"),
+        "p2_gamma": where("weighting", "p2"),
+        "p2_k": where("weighting", "p2"),
+        "weighting": where("loss_type", "simple", "hybrid"),
+    }
+
     def __post_init__(self):
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            check(value in choices, f"`{name}` must be one of {list(choices)}, not {value!r}.")
-        for name in ("vlb_weight", "min_snr_gamma", "p2_gamma", "p2_k"):
-            value = getattr(self, name)
-            check(is_number(value) and value > 0, f"`{name}` must be a number above 0, not {value!r}.")
-        for name, choice, value in _BELONGS:
-            idle = (
-                getattr(self, choice) != value and getattr(self, name) != type(self).__dataclass_fields__[name].default
-            )
-            check(not idle, f"`{name}` belongs to `{choice}` {value}.")
-        good = is_number(self.label_dropout) and 0 <= self.label_dropout < 1
-        check(good, f"`label_dropout` must be from 0 to below 1, not {self.label_dropout!r}.")
+        check_settings(self)
 
 
 def loss(
@@ -177,10 +169,6 @@ def check_objective(config: Config, objective: Objective) -> None:
     check(
         not learned or objective.loss_type != "simple",
         "`loss_type` 'simple' never trains a learned variance; take 'hybrid' or 'vlb'.",
-    )
-    check(
-        objective.loss_type != "vlb" or objective.weighting == "constant",
-        "`weighting` is of the simple loss; `loss_type` 'vlb' has its own weights.",
     )
     check(
         learned or objective.loss_type != "hybrid",

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.extras import need
 from ddpm_jax.files import whole_file
 from ddpm_jax.types import Array, Frames, Images, Number
 
@@ -143,6 +144,7 @@ def curves(lines: Mapping[str, Sequence[tuple[Number, Number]]], path: Path, *, 
         >>> curves({"loss": [(0, 1.0), (1, 0.5)]}, path, x_label="step", y_label="loss").name
         'loss.png'
     """
+    need("matplotlib", "plot", "Drawing curves")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -120,6 +120,13 @@ def wait_for_all(moment: str) -> None:
         multihost_utils.sync_global_devices(moment)
 
 
+def everywhere(good: bool) -> bool:
+    """Tell whether something is so in all processes, and wait for them."""
+    if jax.process_count() == 1:
+        return good
+    return bool(multihost_utils.process_allgather(np.array(good)).all())
+
+
 def own_rows(array: jax.Array) -> list[tuple[int, np.ndarray]]:
     """Return (first row, rows) for each part of an array, split along its first axis, that this process is to write.
 

@@ -1,9 +1,11 @@
 """What every config's fields are checked with, and how JSON's lists become hashable."""
 
+import dataclasses
 import difflib
+import math
 import warnings
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 
 def nearest(name: str, known, cutoff: float = 0.6) -> str:
@@ -70,3 +72,74 @@ def is_int(value: Any, least: int = 1) -> bool:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Rule(NamedTuple):
+    """What a value must be, or settings must be so that one of them acts: in words, and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+FLAG = Rule("true or false", lambda value: isinstance(value, bool))
+
+
+def integer(least: int = 1) -> Rule:
+    return Rule(f"an integer from {least} up", lambda value: is_int(value, least))
+
+
+def number(least: int, below: int | None = None) -> Rule:
+    """Ask for a finite number.
+
+    Example:
+        >>> number(0, 1).words, number(0).holds(float("inf"))
+        ('a number from 0 to below 1', False)
+    """
+    words = f"a number from {least} up" if below is None else f"a number from {least} to below {below}"
+    high = math.inf if below is None else below
+    return Rule(words, lambda value: is_number(value) and least <= value < high)
+
+
+POSITIVE = Rule("a number above 0", lambda value: is_number(value) and 0 < value < math.inf)
+
+
+def choice(*values: Any) -> Rule:
+    return Rule(f"one of {list(values)}", lambda value: value in values)
+
+
+def optional(rule: Rule) -> Rule:
+    return Rule(f"{rule.words} or None", lambda value: value is None or rule.holds(value))
+
+
+def several(rule: Rule, least: int = 0) -> Rule:
+    """Ask for a tuple of values that a rule holds for."""
+    words = f"a tuple, of at least {least}, of which each is {rule.words}" if least else f"a tuple, each {rule.words}"
+    return Rule(words, lambda value: isinstance(value, tuple) and len(value) >= least and all(map(rule.holds, value)))
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse what is out of range in a dataclass with the tables VALUES and ACTS, or was set and would do nothing.
+
+    Raises:
+        ValueError: names the field, its value and what would be right.
+    """
+    for name, rule in settings.VALUES.items():
+        value = getattr(settings, name)
+        check(rule.holds(value), f"`{name}` must be {rule.words}, not {value!r}.")
+    check_acts(settings, settings.ACTS, settings)
+
+
+def check_acts(settings: Any, rules: Mapping[str, Rule], whole: Any) -> None:
+    """Refuse fields of a dataclass that were set, though by the rules, which look at `whole`, they would do nothing.
+
+    A field that has its default cannot be told from one that was left out, and passes.
+    """
+    for field in dataclasses.fields(settings):
+        rule, value = rules.get(field.name), getattr(settings, field.name)
+        if rule is not None and value != field.default and not rule.holds(whole):
+            raise ValueError(f"`{field.name}` belongs to {rule.words}; here {value!r} would do nothing: leave it out.")
+
+
+def where(name: str, *values: Any) -> Rule:
+    """Ask for one of some values of another field."""
+    return Rule(f"`{name}` {' or '.join(map(str, values))}", lambda settings: getattr(settings, name) in values)

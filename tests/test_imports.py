@@ -14,8 +14,8 @@ PACKAGE = Path(ddpm_jax.__file__).parent
 
 # A module imports only from ranks below its own, or from its own family.
 RANKS = [
-    {"types", "validation"},
-    {"files", "unet_config"},
+    {"types", "validation", "extras"},
+    {"files", "unet_config", "progress"},
     {"kept_programs"},
     {"config"},
     {"schedule", "models", "sharding", "plotting", "compilation"},
@@ -35,7 +35,7 @@ DOORS = {
     "huggingface_hub": {"checkpoint/hub.py"},
     "jaxtyping": {"types.py"},
     "tyro": {"cli/__init__.py", "cli/sampling.py", "cli/checkpoints.py", "cli/compile.py"},
-    "tqdm": {"cli/sampling.py", "training/logs.py"},
+    "tqdm": {"cli/sampling.py", "progress.py"},
     "scipy": {"samplers/grids.py"},
     "matplotlib": {"plotting.py"},
     "torch": set(),

@@ -180,7 +180,7 @@ def test_dropout_is_on_exactly_when_its_key_is_given():
         ({"loss_type": "l1"}, "`loss_type` must be one of"),
         ({"weighting": "snr5"}, "`weighting` must be one of"),
         ({"vlb_weight": 0}, "`vlb_weight` must be a number above 0"),
-        ({"label_dropout": 1}, "`label_dropout` must be from 0 to below 1"),
+        ({"label_dropout": 1}, "`label_dropout` must be a number from 0 to below 1"),
     ],
 )
 def test_bad_objectives(changes, message, untyped):

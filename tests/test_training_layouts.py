@@ -47,11 +47,11 @@ def launch(folder, out, devices, *words):
     )
 
 
-def finished(*processes):
+def finished(*processes, code=0):
     try:
         for process in processes:
             _, errors = process.communicate(timeout=180)
-            assert process.returncode == 0, errors[-3000:]
+            assert process.returncode == code, errors[-3000:]
     finally:
         for process in processes:
             process.kill()
@@ -98,13 +98,14 @@ def test_two_processes_of_four(folder, one):
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(folder):
     """SIGTERM to one of them: both save the same step."""
-    words = ("--steps", 40, "--sample-every", 0, "--validate-every", 40, "--resume")
+    samples = ("--sample-every", 0, "--sample-evals", 20, "--num-samples", 64)  # none: the numbers are the defaults
+    words = ("--steps", 40, *samples, "--validate-every", 40, "--resume")
     processes = launch_two(folder, "stopped", *words)
     end = time.monotonic() + 120
     while len(logs.read(folder / "stopped")) < 2 and time.monotonic() < end:
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
-    finished(*processes)
+    finished(*processes, code=128 + signal.SIGTERM)
     (stop,) = (int(path.name) for path in (folder / "stopped/checkpoints").iterdir())
     assert 0 < stop < 40 and stop % 10 == 0
     finished(*launch_two(folder, "stopped", *words))

@@ -1,28 +1,30 @@
 """Runs on disk: stopped in every way, gone on with exactly, refused where they do not fit."""
 
+import contextlib
 import dataclasses
-import inspect
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from conftest import make_params, small_params
+from etils import epath
 from PIL import Image
 
 import ddpm_jax
 from ddpm_jax import cli
-from ddpm_jax.cli.training import train_command
-from ddpm_jax.training import PRESETS, DataConfig, Diverged, EmaConfig, RunConfig, TrainConfig, logs, train
+from ddpm_jax.files import locked
+from ddpm_jax.training import PRESETS, DataConfig, Diverged, EmaConfig, RunConfig, Stopped, TrainConfig, logs, train
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.config import ModelConfig, OptimizerConfig, network, own_resolution
-from ddpm_jax.training.published import card
+from ddpm_jax.training.config import ModelConfig, OptimizerConfig
+from ddpm_jax.training.published import average, card
 
 STEPS = 12
 
@@ -44,9 +46,7 @@ def settings(inputs):
         model=ModelConfig(model_config=inputs / "network.json", dropout=0.1),
         optimizer=OptimizerConfig(warmup_steps=2, learning_rate=1e-3),
         ema=EmaConfig(power_ema=(0.05, 0.1), snapshot_every=6),
-        run=RunConfig(
-            batch_size=8, steps=STEPS, save_every=4, log_every=2, sample_every=0, num_samples=4, sample_evals=2
-        ),
+        run=RunConfig(batch_size=8, steps=STEPS, save_every=4, log_every=2, sample_every=0),
     )
 
 
@@ -119,7 +119,7 @@ logs.Log.add = dying
     assert killed.returncode == -signal.SIGKILL, errors
     stopped = subprocess_of(words, kill.replace("STEP", "10").replace("SIGNAL", "SIGTERM"))
     _, errors = stopped.communicate(timeout=120)
-    assert stopped.returncode == 0 and "Stopped at step 10" in errors, errors
+    assert stopped.returncode == 128 + signal.SIGTERM and "Stopped at step 10 of 12" in errors, errors
     assert Checkpoints(out / "checkpoints", keep_last=2, keep_every=0).steps()[-1] == 10
     finished = subprocess_of(words)
     _, errors = finished.communicate(timeout=120)
@@ -152,6 +152,106 @@ def test_a_damaged_checkpoint_is_passed_over(settings, whole, tmp_path, caplog):
     train(settings, tmp_path / "run", resume=True)
     assert "checkpoint of step 12" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(tmp_path / "run"))
+
+
+def test_damaged_twice(whole, tmp_path):
+    """Each is put aside under a free name, and the two newest stay."""
+    for name in ("1", "2", "damaged-2", "damaged-2-1"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    shutil.copytree(whole / "checkpoints/8", tmp_path / "run/8")
+    with contextlib.closing(Checkpoints(tmp_path / "run", keep_last=9, keep_every=0)) as checkpoints:
+        checkpoints.put_aside([2, 1])
+        assert checkpoints.steps() == [8]
+    assert sorted(os.listdir(tmp_path / "run")) == ["8", "damaged-1", "damaged-2-2"]
+
+
+def test_a_run_in_a_folder_with_an_odd_name(settings, whole, tmp_path):
+    """From its first step to its average; what a kill left half written goes, and not before it is this job's."""
+    out = tmp_path / "flowers [v2]/a*b?"
+    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=8)), out)
+    left = [out / "checkpoints/9.orbax-checkpoint-tmp", out / "snapshots/9.orbax-checkpoint-tmp-17"]
+    for path in left:
+        path.mkdir()
+    with locked(out, "run"), pytest.raises(BlockingIOError, match="is in use by another job"):
+        train(settings, out, resume=True)
+    assert all(path.exists() for path in left)
+    train(settings, out, resume=True)
+    assert not any(path.exists() for path in left) and not (out / ".lock").exists()
+    jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(out))
+    jax.tree.map(np.testing.assert_array_equal, ddpm_jax.load(out).weights, ddpm_jax.load(whole).weights)
+    found, expected = (average(folder, 0.1).weights for folder in (out, whole))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), found, expected)
+
+
+def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(settings, tmp_path, monkeypatch):
+    """At the first, whatever the cause: here orbax does not find its own files, and says nothing."""
+    monkeypatch.setattr(epath.backend._OsPathBackend, "glob", lambda self, path: [])
+    plain = dataclasses.replace(settings, ema=EmaConfig())
+    message = "could not be written .known at step 4.: What has been written cannot be read back.* step 0. Make room"
+    with pytest.raises(OSError, match=message):
+        train(plain, tmp_path / "run")
+    assert os.listdir(tmp_path / "run/checkpoints") == ["damaged-4"]
+
+
+def test_a_finished_run_is_left_as_it_is(settings, whole, tmp_path, caplog, capsys):
+    """With the same steps it says so; fewer are refused; its record stays, to the byte."""
+    shutil.copytree(whole, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    params = train(settings, tmp_path / "run", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, params.weights, ddpm_jax.load(whole).weights)
+    assert "is finished: its 12 steps are done. Nothing is changed" in caplog.text
+    fewer = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=7))
+    with pytest.raises(ValueError, match="`steps` 7 is less than the 12 that the run in .* ask for more, or take what"):
+        train(fewer, tmp_path / "run", resume=True)
+    words = command(settings, tmp_path / "run", "--resume")
+    place = words.index("--resolution")
+    del words[place : place + 2]
+    cli.main(words)
+    assert "opens it" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_exits_with_the_shells_code(settings, tmp_path, monkeypatch, number):
+    """Saved at the step that it had come to; what stands after `train` is not done."""
+    add = logs.Log.add
+
+    def told(self, step, metrics):
+        if step == 2:
+            signal.raise_signal(number)
+        add(self, step, metrics)
+
+    monkeypatch.setattr(logs.Log, "add", told)
+    handlers = [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit) as stop:
+        train(dataclasses.replace(settings, ema=EmaConfig()), tmp_path / "run")
+    assert isinstance(stop.value, Stopped) and stop.value.code == 128 + number and stop.value.step == 2
+    jax.tree.map(np.testing.assert_array_equal, stop.value.params.weights, state_of(tmp_path / "run", 2)["ema"])
+    assert handlers == [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)]
+
+
+def test_a_signal_in_the_last_step_stops_nothing(settings, tmp_path, monkeypatch):
+    draw = logs.Log.flush
+    monkeypatch.setattr(logs.Log, "flush", lambda self, step: (signal.raise_signal(signal.SIGTERM), draw(self, step)))
+    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=3), ema=EmaConfig())
+    train(short, tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/3").is_dir()
+
+
+@pytest.mark.parametrize("module", ["grain", "matplotlib", "tensorboardX", "sklearn"])
+def test_a_missing_package_is_named_before_any_work(settings, tmp_path, monkeypatch, module, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    run = dataclasses.replace(settings.run, tensorboard=module == "tensorboardX")
+    data = dataclasses.replace(settings.data, data="digits" if module == "sklearn" else "nowhere")
+    config = dataclasses.replace(settings, run=run, data=data)
+    message = rf"Training needs {module}: pip install 'ddpm-jax\[train\]'"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        train(config, tmp_path / "run")
+    with pytest.raises(SystemExit) as end:
+        cli.main(command(config, tmp_path / "run"))
+    assert end.value.code == 1
+    assert capsys.readouterr().err == f"ddpm-jax: Training needs {module}: pip install 'ddpm-jax[train]'\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_that_stay(settings, tmp_path):
@@ -210,7 +310,8 @@ logs.Log.add = filling
 
 def test_watching(settings, tmp_path):
     """Lines of metrics, validation, samples, TensorBoard."""
-    run = dataclasses.replace(settings.run, sample_every=6, validate_every=6, tensorboard=True)
+    watched = {"sample_every": 6, "num_samples": 4, "sample_evals": 2, "validate_every": 6, "tensorboard": True}
+    run = dataclasses.replace(settings.run, **watched)
     held_out = dataclasses.replace(settings.data, held_out=settings.data.data)
     train(dataclasses.replace(settings, run=run, data=held_out), tmp_path / "run")
     lines = logs.read(tmp_path / "run")
@@ -236,8 +337,8 @@ def test_fine_tuning_begins_with_the_weights(settings, tmp_path):
 def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
     data = shutil.copy(settings.data.data, tmp_path)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, data=data))
-    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=1)), tmp_path / "run")
-    before = state_of(tmp_path / "run", 1)
+    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=3)), tmp_path / "run")
+    before = state_of(tmp_path / "run", 3)
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(settings, tmp_path / "run")
     other = dataclasses.replace(settings, optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=2))
@@ -250,7 +351,7 @@ def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
     (tmp_path / "home/letter").write_text("dear")
     with pytest.raises(FileExistsError, match="something else than a run"):
         train(settings, tmp_path / "home")
-    jax.tree.map(np.testing.assert_array_equal, before, state_of(tmp_path / "run", 1))
+    jax.tree.map(np.testing.assert_array_equal, before, state_of(tmp_path / "run", 3))
 
 
 def test_more_steps(settings, whole, tmp_path):
@@ -268,6 +369,7 @@ def test_more_steps(settings, whole, tmp_path):
         ({"data": DataConfig(data="digits", held_out="nowhere")}, "`held_out` nowhere: there is no such"),
         ({"data": DataConfig(data="")}, "`data` is missing"),
         ({"model": ModelConfig(init="nowhere")}, "nowhere"),
+        ({"model": ModelConfig(model_config=Path("nowhere.json"))}, "nowhere.json"),
     ],
 )
 def test_bad_input(settings, tmp_path, changes, message):
@@ -288,38 +390,6 @@ def test_checkpoints_of_another_architecture_are_refused(settings, tmp_path):
             train(dataclasses.replace(settings, model=ModelConfig(init=str(folder))), tmp_path / "run")
 
 
-def fails(capsys, *words):
-    with pytest.raises(SystemExit):
-        cli.main(["train", *map(str, words)])
-    return " ".join(capsys.readouterr().err.split())
-
-
-def test_command_line_refuses(capsys, tmp_path):
-    assert "is missing: a folder of images" in fails(capsys, "--out", tmp_path / "run")
-    assert "--preset tiny is unknown. Did you mean `tiny-16`?" in fails(capsys, "--preset", "tiny", "--data", "digits")
-    words = ("--preset", "tiny-16", "--data", "digits", "--resolution", 18)
-    assert "`resolution` 18 cannot be halved 2 times: use 16 or 20." in fails(capsys, *words, "--out", tmp_path / "run")
-    words = ("--init", tmp_path / "model", "--channel_multipliers", 1, 2, "--beta-schedule=linear")
-    assert "leave --channel-multipliers and --beta-schedule out" in fails(capsys, *words)
-
-
-@pytest.mark.parametrize("resolution", [32, 48, 64, 128, 256])
-def test_the_default_preset_at_any_resolution(resolution):
-    """Attention stays at its level."""
-    command = train_command(["train", "--data", "photos", "--resolution", str(resolution)])
-    defaults = inspect.signature(command).parameters["config"].default
-    built = network(defaults, resolution, 3)
-    assert built.unet.down_block_types == ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
-
-
-def test_a_network_that_is_brought_has_its_resolution(settings):
-    defaults = inspect.signature(train_command(["train", "--init", "model"])).parameters["config"].default
-    assert defaults == PRESETS["fine-tune"] and defaults.data.resolution is None
-    defaults = inspect.signature(train_command(["train", "--model_config=a.json"])).parameters["config"].default
-    assert defaults.data.resolution is None and defaults.optimizer == PRESETS["small-32"].optimizer
-    assert own_resolution(settings.model) == 8
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -337,7 +407,7 @@ def test_a_network_that_does_not_fit_the_data(settings, tmp_path, changes, messa
 
 def test_a_run_without_a_checkpoint_is_begun_anew(settings, tmp_path):
     """Stopped at its start, it is in nobody's way: not even with other settings."""
-    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=1))
+    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=3))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.train.json.partial").write_text("{")
     train(short, tmp_path / "run")
@@ -366,7 +436,7 @@ def test_the_card_is_that_of_the_weights(whole, tmp_path):
     assert "| steps | 8 |" in text and f"| training loss | {line['loss']:.5f} |" in text
     assert "pipeline_tag: unconditional-image-generation" in text and "DDPMPipeline" in text
     record = json.loads((tmp_path / "run/train.json").read_text())
-    record["data"]["classes"], record["config"]["model"]["init"] = ["cat", "dog"], "google/ddpm-cat-256"
+    record["data"]["classes"], record["config"]["model"]["init"] = ["cat", "snow_dog"], "google/ddpm-cat-256"
     (tmp_path / "run/train.json").write_text(json.dumps(record))
     text = card(tmp_path / "run")
     assert (
@@ -374,6 +444,7 @@ def test_the_card_is_that_of_the_weights(whole, tmp_path):
         and "pipeline_tag" not in text
         and "| fine-tuned from | `google/ddpm-cat-256` |" in text
     )
+    assert "\n\n| class | name |\n|---|---|\n| 0 | cat |\n| 1 | snow\\_dog |\n\n```" in text
 
 
 def test_averages_of_any_length_and_publishing(whole, tmp_path):
@@ -382,6 +453,9 @@ def test_averages_of_any_length_and_publishing(whole, tmp_path):
     kept = state_of(whole)["power_emas"][1]
     found = ddpm_jax.load(tmp_path / "average").weights
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), kept, found)
+    for step in (5, 13):
+        with pytest.raises(ValueError, match=f"`step` {step} is out of range: the snapshots .* from step 6 to 12"):
+            average(whole, 0.1, step=step)
     cli.main(["export", str(whole), str(tmp_path / "published")])
     card = (tmp_path / "published/README.md").read_text()
     assert "| images | 40 of `images.npy`, 1 channels |" in card and "| steps | 12 |" in card

@@ -6,7 +6,7 @@ is the one place that imports orbax.
 
 import dataclasses
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import numpy as np
 
 from ddpm_jax.checkpoint.state_dict import named_leaves, raise_if_misfits, raise_if_not_finite
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
-from ddpm_jax.files import read_json, stored, write_json
+from ddpm_jax.files import plain_path, read_json, stored, write_json
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params
-from ddpm_jax.types import PyTree
+from ddpm_jax.types import Array, PyTree
 from ddpm_jax.validation import check, freeze, known_items
 
 MARKER = "ddpm_jax.json"
@@ -51,9 +51,39 @@ def write_ours(params: Params, folder: Path, storage_dtype: str, source: dict[st
     leaves = {"/".join(path): np.asarray(leaf) for path, leaf in named_leaves(params.weights).items()}
     values = iter(stored(leaves, storage_dtype).values())
     weights = jax.tree.map(lambda _: next(values), params.weights)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / WEIGHTS).absolute(), weights)
+    with plain_path(folder) as place, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(place / WEIGHTS, weights)
     write_config(params.config, folder, source)
+    compare(lambda: _weights(folder, read_config(folder)), weights)
+
+
+def compare(read: Callable[[], PyTree], written: PyTree) -> None:
+    """Read what has been written, and find the same in it.
+
+    Raises:
+        OSError: it cannot be read, or is something else.
+    """
+    try:
+        same = jax.tree.leaves(jax.tree.map(_holds, read(), written))
+        why = "" if all(same) else "it holds other numbers."
+    except Exception as error:
+        why = first_line(error)
+    if why:
+        raise OSError(f"What has been written cannot be read back: {why} Try another disk or folder.")
+
+
+def _holds(found: np.ndarray, written: Array) -> bool:
+    """Tell whether an array holds the numbers of another, or of those of its parts that are in this process."""
+    if isinstance(written, jax.Array):
+        parts = [(shard.index, shard.data) for shard in written.addressable_shards if shard.replica_id == 0]
+    else:
+        parts = [(..., written)]
+    return all(np.array_equal(found[place], np.asarray(part, found.dtype), equal_nan=True) for place, part in parts)
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of an error's text; orbax adds its whole tree."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:300]
 
 
 def write_config(config: Config, folder: Path, source: dict[str, Any] | None) -> None:
@@ -81,16 +111,22 @@ def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
         ValueError: a newer or broken `ddpm_jax.json`, weights that do not fit it (all of them listed) or are damaged.
         FileNotFoundError: no weights.
     """
+    config = read_config(folder, dtype=dtype)
+    weights = _weights(folder, config)
+    raise_if_not_finite(weights)
+    return Params(weights=jax.device_put(weights), config=config)
+
+
+def _weights(folder: Path, config: Config) -> PyTree:
     import orbax.checkpoint as ocp
 
-    config = read_config(folder, dtype=dtype)
-    path = (folder / WEIGHTS).absolute()
+    path = folder / WEIGHTS
     if not path.is_dir():
         raise FileNotFoundError(f"{folder} has {MARKER} but no `{WEIGHTS}` folder beside it.")
     shapes = layout(config.unet).weights
-    with ocp.StandardCheckpointer() as checkpointer:
+    with plain_path(path) as place, ocp.StandardCheckpointer() as checkpointer:
         try:
-            found = checkpointer.metadata(path).item_metadata.tree
+            found = checkpointer.metadata(place).item_metadata.tree
             found = {name: leaf.shape for name, leaf in named_leaves(found).items()}
         except Exception as error:
             raise ValueError(f"{path} is no orbax checkpoint, or damaged: {error}") from error
@@ -101,11 +137,9 @@ def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
         )
         try:
             target = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
-            weights = checkpointer.restore(path, target)
+            return checkpointer.restore(place, target)
         except Exception as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-    raise_if_not_finite(weights)
-    return Params(weights=jax.device_put(weights), config=config)
 
 
 def is_run(folder: Path) -> bool:
@@ -134,7 +168,7 @@ def read_run(folder: Path, *, ema: bool | None = None, dtype: str = "float32") -
             weights = read_weights(parts, step, name, config)
             raise_if_not_finite(weights)
         except Exception as error:
-            errors.append(f"{step}: {str(error).strip().splitlines()[0][:200]}")
+            errors.append(f"{step}: {first_line(error)}")
             continue
         if errors:
             warnings.warn(f"The checkpoint of step {step} in {folder} is opened; {'; '.join(errors)}.", stacklevel=2)
@@ -152,10 +186,11 @@ def read_weights(parts: Path, step: int, name: str, config: Config) -> PyTree:
     import orbax.checkpoint as ocp
 
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), layout(config.unet).weights)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    path = parts / str(step) / "default"
+    with plain_path(path) as place, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         as_numpy = ocp.checkpoint_utils.construct_restore_args({name: like})  # whatever devices there were
         restore = ocp.args.PyTreeRestore({name: like}, restore_args=as_numpy, partial_restore=True)
-        return checkpointer.restore(parts.absolute() / str(step) / "default", args=restore)[name]
+        return checkpointer.restore(place, args=restore)[name]
 
 
 def read_config(folder: Path, *, dtype: str = "float32") -> Config:

@@ -9,6 +9,7 @@ from ddpm_jax.cli.checkpoints import convert, ema, export, info
 from ddpm_jax.cli.compile import compile
 from ddpm_jax.cli.sampling import sample
 from ddpm_jax.cli.training import train_command
+from ddpm_jax.extras import MissingExtra
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args=argv,
             config=(tyro.conf.OmitArgPrefixes,),
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtra) as error:
         print(f"ddpm-jax: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

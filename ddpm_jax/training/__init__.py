@@ -13,7 +13,7 @@ from ddpm_jax.training.config import (
     TrainConfig,
 )
 from ddpm_jax.training.logs import Diverged
-from ddpm_jax.training.loop import train
+from ddpm_jax.training.loop import Stopped, train
 from ddpm_jax.training.presets import PRESETS
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",
+    "Stopped",
     "TrainConfig",
     "train",
 ]

@@ -3,17 +3,24 @@
 Beside `checkpoint/folder.py` the one door to orbax.
 """
 
+import contextlib
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from ddpm_jax import sharding
+from ddpm_jax.checkpoint.folder import compare, first_line, read_weights
+from ddpm_jax.config import Config
+from ddpm_jax.files import plain_path
 from ddpm_jax.training.step import TrainState
+from ddpm_jax.types import PyTree
 
 log = logging.getLogger(__name__)
+
+DAMAGED_KEPT = 2  # for whoever wants to look into them; each is as large as a good one
 
 
 class Checkpoints:
@@ -29,23 +36,31 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        self.folder, self._open = folder, contextlib.ExitStack()
+        folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every or None)
-        self.folder, self.manager = folder, ocp.CheckpointManager(folder.absolute(), options=options)
+        self.manager = ocp.CheckpointManager(self._open.enter_context(plain_path(folder)), options=options)
+        self._open.callback(self.manager.close)
 
     def steps(self) -> list[int]:
         """Return the steps that are there, in order."""
         return sorted(self.manager.all_steps())
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any) -> bool:
         """Write a state in the background; what is still being written is waited for first.
+
+        Returns:
+            Whether it was not there yet.
 
         Raises:
             Exception: the state before could not be written.
         """
         import orbax.checkpoint as ocp
 
-        if step not in self.manager.all_steps():
-            self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        if step in self.manager.all_steps():
+            return False
+        self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        return True
 
     def wait(self) -> None:
         """Wait until everything is written.
@@ -54,6 +69,22 @@ class Checkpoints:
             Exception: it could not be.
         """
         self.manager.wait_until_finished()
+
+    def read_back(self, step: int, name: str, config: Config, written: PyTree) -> None:
+        """Wait for a state, and find one of the weights' trees in it as it is in memory; put it aside otherwise.
+
+        Raises:
+            OSError: it cannot be read, or is something else.
+        """
+        self.wait()
+        try:
+            compare(lambda: read_weights(self.folder, step, name, config), written)
+            error = None
+        except OSError as found:
+            error = found
+        if not sharding.everywhere(error is None):
+            self.put_aside([step])
+            raise error or OSError("What has been written cannot be read back by another process.")
 
     def check(self) -> None:
         """Find out whether what was written in the background has been, where it can be known without waiting.
@@ -78,28 +109,40 @@ class Checkpoints:
                 state = self.manager.restore(step, args=ocp.args.StandardRestore(like))
             except Exception as found:  # what a cut-off file raises depends on where it was cut
                 error = found
-            if _everywhere(state is not None):
-                self._put_aside(damaged)
+            if sharding.everywhere(state is not None):
+                self.put_aside(damaged)
                 return state
             damaged.append(step)
-            why = str(error).strip().split("\n")[0][:300]
+            why = first_line(error) if error else "another process cannot read it."
             log.warning("The checkpoint of step %s in %s is damaged: %s", step, self.folder, why)
         return None
 
-    def _put_aside(self, steps: list[int]) -> None:
-        for step in steps:
-            if jax.process_index() == 0:
-                (self.folder / str(step)).rename(self.folder / f"damaged-{step}")
+    def put_aside(self, steps: list[int]) -> None:
+        """Take damaged states out of the series, as damaged-STEP; the newest few of them stay."""
+        if steps and jax.process_index() == 0:
+            for step in steps:
+                (self.folder / str(step)).rename(self._free(f"damaged-{step}"))
+            damaged = sorted(self.folder.glob("damaged-*"), key=lambda path: path.stat().st_ctime_ns)
+            for path in damaged[:-DAMAGED_KEPT]:
+                shutil.rmtree(path, ignore_errors=True)
         if steps:
-            _everywhere(True)
+            sharding.wait_for_all("damaged checkpoints are put aside")
             self.manager.reload()
 
+    def _free(self, name: str) -> Path:
+        """Return a path of that name, with a number behind it where there is one."""
+        path, number = self.folder / name, 0
+        while path.exists():
+            number += 1
+            path = self.folder / f"{name}-{number}"
+        return path
+
     def close(self) -> None:
-        self.manager.close()
+        self._open.close()
 
 
-def _everywhere(good: bool) -> bool:
-    """Tell whether something is so in all processes, and wait for them."""
-    if jax.process_count() == 1:
-        return good
-    return bool(multihost_utils.process_allgather(np.array(good)).all())
+def remove_leftovers(folder: Path) -> None:
+    """Take away what a killed process has left half written in a folder of checkpoints. Nobody may be writing there."""
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+        log.info("%s is a leftover of a killed run: it is removed.", path)
+        shutil.rmtree(path, ignore_errors=True)

@@ -5,13 +5,38 @@ The groups are a frozen dataclass each; on the command line their fields are pla
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
+from ddpm_jax.config import (
+    DIFFUSERS_BETA_SCHEDULES,
+    ORIGINAL_BETA_SCHEDULES,
+    PREDICTION_TYPES,
+    Config,
+    SamplerConfig,
+    ScheduleConfig,
+    UNetConfig,
+)
 from ddpm_jax.files import read_json
 from ddpm_jax.images.picture import ground_of
 from ddpm_jax.losses import Objective
-from ddpm_jax.validation import check, freeze, is_int, nearest
+from ddpm_jax.validation import (
+    FLAG,
+    POSITIVE,
+    Rule,
+    check,
+    check_acts,
+    check_settings,
+    choice,
+    freeze,
+    integer,
+    is_int,
+    is_number,
+    nearest,
+    number,
+    optional,
+    several,
+    where,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +94,18 @@ class DataConfig:
         check(is_int(self.workers), f"`workers` must be at least 1, not {self.workers}.")
 
 
+OF_THE_NETWORK = (
+    *("channels", "channel_multipliers", "layers_per_block", "attention_resolutions", "attention_head_dim"),
+    "norm_num_groups",
+)
+OF_THE_SCHEDULE = ("prediction_type", "beta_schedule", "num_train_timesteps")
+_NEW_NETWORK = Rule(
+    "a run without `init` and `model_config`, which bring their own",
+    lambda model: model.init is None and model.model_config is None,
+)
+_NEW_SCHEDULE = Rule("a run without `init`, which brings its own", lambda model: model.init is None)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network and the schedule, in the paper's terms.
@@ -101,10 +138,25 @@ class ModelConfig:
     beta_schedule: str = "linear"
     num_train_timesteps: int = 1000
 
+    VALUES: ClassVar = {
+        "init": Rule("a folder or an id of the hub, or None", lambda value: value is None or bool(str(value))),
+        "dropout": number(0, 1),
+        "channels": integer(),
+        "channel_multipliers": several(integer(), least=1),
+        "layers_per_block": integer(),
+        "attention_resolutions": several(integer()),
+        "attention_head_dim": optional(integer()),
+        "norm_num_groups": integer(),
+        "prediction_type": choice(*PREDICTION_TYPES),
+        "beta_schedule": choice(*DIFFUSERS_BETA_SCHEDULES, *ORIGINAL_BETA_SCHEDULES),
+        "num_train_timesteps": integer(),
+    }
+    ACTS: ClassVar = dict.fromkeys(OF_THE_NETWORK, _NEW_NETWORK) | dict.fromkeys(
+        ("model_config", *OF_THE_SCHEDULE), _NEW_SCHEDULE
+    )
+
     def __post_init__(self):
-        check(
-            self.init is None or self.model_config is None, "`init` brings its own network: leave `model_config` out."
-        )
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,16 +185,22 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     accumulate: int = 1
 
+    VALUES: ClassVar = {
+        "optimizer": choice("adam", "adamw"),
+        "learning_rate": POSITIVE,
+        "lr_schedule": choice("constant", "linear", "cosine"),
+        "warmup_steps": integer(0),
+        "adam_b1": number(0, 1),
+        "adam_b2": number(0, 1),
+        "adam_eps": POSITIVE,
+        "weight_decay": number(0),
+        "clip_norm": number(0),
+        "accumulate": integer(),
+    }
+    ACTS: ClassVar = {"weight_decay": where("optimizer", "adamw")}
+
     def __post_init__(self):
-        check(self.optimizer in ("adam", "adamw"), f"`optimizer` is adam or adamw, not {self.optimizer!r}.")
-        known = ("constant", "linear", "cosine")
-        check(self.lr_schedule in known, f"`lr_schedule` must be one of {list(known)}, not {self.lr_schedule!r}.")
-        check(self.learning_rate > 0, f"`learning_rate` must be above 0, not {self.learning_rate}.")
-        check(is_int(self.accumulate), f"`accumulate` must be at least 1, not {self.accumulate}.")
-        check(is_int(self.warmup_steps, 0), f"`warmup_steps` must not be negative: {self.warmup_steps}.")
-        check(self.clip_norm >= 0, f"`clip_norm` must not be negative: {self.clip_norm}.")
-        decays = self.weight_decay == 0 or self.optimizer == "adamw"
-        check(decays, "`weight_decay` belongs to `optimizer` adamw.")
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,13 +223,24 @@ class EmaConfig:
     power_ema: tuple[float, ...] = ()
     snapshot_every: int = 10_000
 
+    VALUES: ClassVar = {
+        "ema_decay": number(0, 1),
+        "ema_power": number(0),
+        "ema_inv_gamma": POSITIVE,
+        "power_ema": Rule(
+            "relative lengths above 0 and below 0.28, each another, as 0.05 0.10",
+            lambda value: all(is_number(x) and 0 < x < 0.28 for x in value) and len(set(value)) == len(value),
+        ),
+        "snapshot_every": integer(),
+    }
+    ACTS: ClassVar = {
+        "ema_power": Rule("`ema_decay` above 0", lambda ema: ema.ema_decay > 0),
+        "ema_inv_gamma": Rule("`ema_power` above 0", lambda ema: ema.ema_power > 0 and ema.ema_decay > 0),
+        "snapshot_every": Rule("`power_ema`", lambda ema: bool(ema.power_ema)),
+    }
+
     def __post_init__(self):
-        check(0 <= self.ema_decay < 1, f"`ema_decay` must be from 0 to below 1, not {self.ema_decay}.")
-        check(self.ema_power >= 0 and self.ema_inv_gamma > 0, "`ema_power` and `ema_inv_gamma` must not be negative.")
-        good = all(0 < length < 0.28 for length in self.power_ema)
-        check(good, f"`power_ema` must be relative lengths above 0 and below 0.28, as 0.05 0.10; not {self.power_ema}.")
-        check(is_int(self.snapshot_every), f"`snapshot_every` must be at least 1, not {self.snapshot_every}.")
-        check(self.power_ema or self.snapshot_every == 10_000, "`snapshot_every` belongs to `power_ema`.")
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,14 +281,29 @@ class RunConfig:
     sample_evals: int = 20
     tensorboard: bool = False
 
+    VALUES: ClassVar = {
+        "batch_size": integer(),
+        "seed": integer(0),
+        "dtype": choice("float32", "bfloat16"),
+        "remat": FLAG,
+        "sharding": choice("data", "fsdp"),
+        "steps": integer(),
+        "save_every": integer(),
+        "keep_last": integer(),
+        "keep_every": integer(0),
+        "log_every": integer(),
+        "validate_every": integer(),
+        "sample_every": integer(0),
+        "num_samples": integer(),
+        "sample_evals": integer(),
+        "tensorboard": FLAG,
+    }
+    ACTS: ClassVar = dict.fromkeys(
+        ("num_samples", "sample_evals"), Rule("`sample_every` above 0", lambda run: run.sample_every > 0)
+    )
+
     def __post_init__(self):
-        positive = ("batch_size", "steps", "save_every", "keep_last", "log_every", "validate_every", "num_samples")
-        for name in (*positive, "sample_evals"):
-            check(is_int(getattr(self, name)), f"`{name}` must be at least 1, not {getattr(self, name)!r}.")
-        for name in ("keep_every", "sample_every"):
-            check(is_int(getattr(self, name), 0), f"`{name}` must not be negative: {getattr(self, name)!r}.")
-        check(self.sharding in ("data", "fsdp"), f"`sharding` is data or fsdp, not {self.sharding!r}.")
-        check(is_int(self.seed, 0), f"`seed` must be an integer from 0 up, not {self.seed!r}.")
+        check_settings(self)
 
 
 # What may change when a run goes on: no weight does. That `data` is the same is seen in the images, not in their place.
@@ -227,6 +311,22 @@ MAY_CHANGE = (
     *("data", "held_out", "accept_changed_data", "workers", "steps", "save_every", "keep_last", "keep_every"),
     *("log_every", "validate_every", "sample_every", "num_samples", "sample_evals", "tensorboard"),
 )
+
+
+# Where a setting acts, as far as other groups decide it: group -> field -> rule.
+_ACTS_ACROSS = {
+    "run": {"validate_every": Rule("`held_out`", lambda config: config.data.held_out is not None)},
+    "objective": {
+        "variance_type": Rule(
+            "a run without `init`, which brings its own, or to `loss_type` vlb",
+            lambda config: config.model.init is None or _variance_is_trained(config.objective),
+        )
+    },
+}
+
+
+def _variance_is_trained(objective: Objective) -> bool:
+    return objective.loss_type == "vlb" or objective.variance_type == "learned_range"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,8 +349,8 @@ class TrainConfig:
     def __post_init__(self):
         batch, parts = self.run.batch_size, self.optimizer.accumulate
         check(batch % parts == 0, f"`batch_size` {batch} does not divide into {parts} parts (`accumulate`).")
-        idle = self.run.validate_every != 1000 and self.data.held_out is None
-        check(not idle, "`validate_every` belongs to `held_out`.")
+        for group, rules in _ACTS_ACROSS.items():
+            check_acts(getattr(self, group), rules, self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, group by group."""
@@ -275,24 +375,35 @@ class TrainConfig:
         return cls(**groups)
 
 
-def differences(one: TrainConfig, other: TrainConfig) -> list[str]:
-    """Name what differs between a run's config and the one it is to go on with, but for what may.
+def differences(record: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Name what differs between a run's config, as its record has it, and the one it is to go on with.
+
+    What may change is passed over, and so is what does nothing in this run: older versions wrote it down.
 
     Example:
         >>> config = TrainConfig(data=DataConfig(data="photos/"))
-        >>> changed = dataclasses.replace(config, run=RunConfig(batch_size=32, steps=7))
-        >>> differences(config, changed)
+        >>> differences(config.to_dict(), dataclasses.replace(config, run=RunConfig(batch_size=32, steps=7)))
         ['batch_size 64 there, 32 here']
     """
-    lines, here = [], other.to_dict()
-    for group, items in one.to_dict().items():
-        for name, value in items.items():
-            now = here[group][name]
-            fixed = name not in MAY_CHANGE or (name == "steps" and one.optimizer.lr_schedule != "constant")
-            if fixed and now != value:
-                why = f" (the learning rate is {one.optimizer.lr_schedule})" if name == "steps" else ""
-                lines.append(f"{name} {value!r} there, {now!r} here{why}")
+    lines, rate = [], config.optimizer.lr_schedule
+    for group in dataclasses.fields(config):
+        settings, there = getattr(config, group.name), record.get(group.name, {})
+        for field in dataclasses.fields(settings):
+            now = getattr(settings, field.name)
+            before = freeze(there.get(field.name, field.default))
+            fixed = field.name not in MAY_CHANGE or (field.name == "steps" and rate != "constant")
+            same = before == now or str(before) == str(now)  # a path is a string there
+            if fixed and not same and _acts(config, settings, group.name, field.name):
+                why = f" (the learning rate is {rate})" if field.name == "steps" else ""
+                lines.append(f"{field.name} {before!r} there, {now!r} here{why}")
+        unknown = set(there) - {field.name for field in dataclasses.fields(settings)}
+        lines += [f"{name} {there[name]!r} there, unknown to this version" for name in sorted(unknown)]
     return lines
+
+
+def _acts(config: TrainConfig, settings: Any, group: str, name: str) -> bool:
+    own, across = getattr(settings, "ACTS", {}).get(name), _ACTS_ACROSS.get(group, {}).get(name)
+    return (own is None or own.holds(settings)) and (across is None or across.holds(config))
 
 
 def own_resolution(model: ModelConfig) -> int | None:
@@ -313,6 +424,22 @@ def advice_on_channels(wanted: int, given: int) -> str:
     if wanted in (1, 3) and given in (1, 3) and wanted != given:
         return f" `image_channels` {wanted} makes them {'grey' if wanted == 1 else 'colour'}."
     return ""
+
+
+def check_new_run(config: TrainConfig) -> None:
+    """Refuse what a new run could do nothing with. An old one goes on as it began."""
+    warmup, steps, seed = config.optimizer.warmup_steps, config.run.steps, config.run.seed
+    check(
+        warmup < steps,
+        f"`warmup_steps` {warmup} is not below `steps` {steps}, so that the learning rate would never be reached: take "
+        f"fewer, as {steps // 10}.",
+    )
+    check(seed < 2**32, f"`seed` must be an integer from 0 to {2**32 - 1}, not {seed}: random keys tell no more apart.")
+    check(
+        config.data.class_conditional or not config.objective.label_dropout,
+        "`label_dropout` is for data with classes (`class_conditional`).",
+    )
+    own_resolution(config.model)  # whether the file can be read
 
 
 def check_resolution(resolution: int, levels: int) -> None:

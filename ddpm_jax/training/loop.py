@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import logging
-import os
 import shutil
 import signal
 import threading
@@ -18,9 +17,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ddpm_jax import checkpoint, compilation, plotting, sampling, sharding
-from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, steps_in, write_config
+from ddpm_jax.checkpoint.folder import CHECKPOINTS, first_line, read_config, steps_in, write_config
 from ddpm_jax.config import Config
-from ddpm_jax.files import read_json, write_json
+from ddpm_jax.extras import need
+from ddpm_jax.files import check_local, write_json
 from ddpm_jax.images.source import Source, UnreadableImage
 from ddpm_jax.images.walk import shown
 from ddpm_jax.losses import check_objective, traced_per_image
@@ -30,25 +30,39 @@ from ddpm_jax.samplers.registry import FAST
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.config import (
+    RunConfig,
     TrainConfig,
     advice_on_channels,
+    check_new_run,
     check_resolution,
-    differences,
     network,
     own_channels,
     own_resolution,
 )
 from ddpm_jax.training.data import Batch, Batches, centred, open_data
 from ddpm_jax.training.data_record import changes, facts, write_files
+from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS, finished, held, look_at, tidy
 from ddpm_jax.training.step import Run, TrainState, abstract, compiled, count_parameters, create
 from ddpm_jax.types import PyTree
 from ddpm_jax.validation import check
 
 log = logging.getLogger(__name__)
 
-RECORD = "train.json"
-SNAPSHOTS = "snapshots"
 MOST_HELD_OUT = 2048
+
+
+class Stopped(SystemExit):
+    """A run was told to stop by a signal, and has saved the step that it had come to.
+
+    Attributes:
+        code: what the process exits with, unless this is caught: 143 after SIGTERM, 130 after Ctrl-C.
+        step: the last that was done.
+        params: the averaged weights at that step.
+    """
+
+    def __init__(self, signal_number: int, step: int, params: Params):
+        super().__init__(128 + signal_number)
+        self.step, self.params = step, params
 
 
 def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Params:
@@ -56,7 +70,8 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
 
     The folder holds train.json (all settings), ddpm_jax.json (the network), checkpoints/, metrics.jsonl, samples/ and
     learning_curve.png; `load(out)` opens it at any time. A run that was stopped, in whatever way, goes on with `resume`
-    as if it never had been: bit for bit on the same machine, from the last checkpoint. SIGTERM and Ctrl-C save one.
+    as if it never had been: bit for bit on the same machine, from the last checkpoint. SIGTERM and Ctrl-C save one, and
+    end in `Stopped`; a second Ctrl-C ends at once. A folder is held by one job at a time.
 
     Args:
         config: all settings.
@@ -64,12 +79,17 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
         resume: go on with the run that is there; begin it if there is none.
 
     Returns:
-        The averaged weights.
+        The averaged weights of the last step. Of a run that was finished before, nothing changes.
 
     Raises:
+        training.Stopped: SIGTERM or Ctrl-C came before the last step. It is a SystemExit: a script that does not catch
+            it goes no further, and exits with 143 or 130.
         FileExistsError: the folder holds a run, and `resume` is not set, or something else.
+        BlockingIOError: another job holds it.
         FileNotFoundError: no data, or no checkpoint to begin with.
-        ValueError: data that cannot be read, settings that do not fit the data, the devices or the run that is there.
+        ValueError: data that cannot be read, settings that do not fit the data, the devices or the run that is there;
+            fewer steps than that run has done.
+        ModuleNotFoundError: a package of the `train` extra is not installed.
         training.Diverged: the loss is not finite; the last checkpoint is from before.
         OSError: a checkpoint or the log could not be written; the checkpoints before are left.
 
@@ -78,8 +98,19 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
         >>> config = dataclasses.replace(preset, data=dataclasses.replace(preset.data, data="digits"))
         >>> params = train(config, "runs/digits")                                           # doctest: +SKIP
     """
+    check_local(out)
+    _need_packages(config)
     folder = Path(out).expanduser()
-    before = _look_at(folder, config, resume)
+    with held(folder):
+        return _train(config, folder, resume)
+
+
+def _train(config: TrainConfig, folder: Path, resume: bool) -> Params:
+    before = look_at(folder, config, resume)
+    if before is None:
+        check_new_run(config)
+    elif (done := finished(folder, config)) is not None:
+        return done
     mesh = sharding.data_mesh()
     parts = mesh.size * config.optimizer.accumulate
     check(
@@ -101,7 +132,13 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
     described = dataclasses.replace(described, class_names=source.classes)  # older runs have none
     run = Run(described, config)
     sharding.wait_for_all("all have looked at the folder")
-    if jax.process_index() == 0:
+    total, evals = described.schedule.num_train_timesteps, config.run.sample_evals
+    check(
+        evals in range(total + 1) or evals == RunConfig().sample_evals,
+        f"`sample_evals` {evals}: there are {total} timesteps.",
+    )
+
+    def describe() -> None:
         record = {
             "config": config.to_dict(),
             "data": facts(source),
@@ -115,22 +152,32 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
         write_files(source, folder)
         write_json(folder / RECORD, record)
         write_config(described, folder, {"trained_by": RECORD})
+
+    if jax.process_index() == 0:
         for line in (changed, source.describe(), held_out and f"Held out: {held_out.describe()}"):
             if line:  # a warning, so that it is seen where nobody has set up logging
                 log.warning("%s", line)
-    sharding.wait_for_all("the run is described")
+        tidy(folder)
+        if before is None:
+            describe()
+    sharding.wait_for_all("the folder is ready")
 
     keep = {"keep_last": config.run.keep_last, "keep_every": config.run.keep_every}
     with contextlib.closing(Checkpoints(folder / CHECKPOINTS, **keep)) as checkpoints:
         if checkpoints.steps():
             state = checkpoints.restore(abstract(run, mesh))
             check(state is not None, f"No checkpoint in {folder / CHECKPOINTS} can be read.")
+            if jax.process_index() == 0:
+                describe()  # not before all is known to be well
         else:
             weights = _what_to_train(config, source)[1] if weights is None else weights
             state = create(run, weights, mesh)
         del weights
-        state = _Trainer(run, folder, mesh, source, held_out, checkpoints).run_from(state)
-    return Params(state.ema, run.network)
+        state, told = _Trainer(run, folder, mesh, source, held_out, checkpoints).run_from(state)
+    params = Params(state.ema, run.network)
+    if told:
+        raise Stopped(told, int(state.step), params)
+    return params
 
 
 class _Trainer:
@@ -149,10 +196,11 @@ class _Trainer:
         config, size = run.config, run.network.unet.image_size[0]
         self.batches = Batches(source, config.data, size, batch_size=config.run.batch_size, seed=config.run.seed)
         self.held_out = None if held_out is None else centred(held_out, size, MOST_HELD_OUT)
+        self.proven: list[Checkpoints] = []
         self.evaluate = compilation.jit(_validation_losses, static_argnums=0)
 
-    def run_from(self, state: TrainState) -> TrainState:
-        """Do the steps that are left."""
+    def run_from(self, state: TrainState) -> tuple[TrainState, int]:
+        """Do the steps that are left, or those before a signal; return its number too, or 0."""
         settings, start = self.run.config.run, int(state.step)
         step = compiled(self.run, state, self.mesh)
         record = logs.Log(
@@ -164,7 +212,7 @@ class _Trainer:
             writes=jax.process_index() == 0,
             tensorboard=settings.tensorboard,
         )
-        number, snapshots = start, None
+        number, told, snapshots = start, 0, None
         if self.run.config.ema.power_ema:
             snapshots = Checkpoints(self.folder / SNAPSHOTS, keep_last=None, keep_every=0)
         own = self.batches.own(start, settings.steps, jax.process_index(), jax.process_count())
@@ -177,23 +225,23 @@ class _Trainer:
                         self._watch(number, state, record)
                     last = number == settings.steps
                     if snapshots and (last or number % self.run.config.ema.snapshot_every == 0):
-                        with self._writing(snapshots, number, record) as place:
-                            place.save(number, {str(i): tree for i, tree in enumerate(state.power_emas)})
-                            place.wait()  # before the checkpoint after which it would not be made again
-                    stop = self._any(stopped) if jax.process_count() == 1 or number % 10 == 0 else False
-                    if last or stop or number % settings.save_every == 0:
-                        with self._writing(self.checkpoints, number, record) as place:
-                            place.save(number, state)
-                            if last or stop:
-                                place.wait()
+                        trees = {str(i): tree for i, tree in enumerate(state.power_emas)}
+                        with self._writing(snapshots, number, record):
+                            self._save(snapshots, number, trees, "0")
+                            snapshots.wait()  # before the checkpoint after which it would not be made again
+                    told = 0 if last else self._told(stopped, number)
+                    if last or told or number % settings.save_every == 0:
+                        with self._writing(self.checkpoints, number, record):
+                            self._save(self.checkpoints, number, state, "ema")
+                            if last or told:
+                                self.checkpoints.wait()
                     elif number % settings.log_every == 0:
-                        with self._writing(self.checkpoints, number, record) as place:
-                            place.check()
-                    if last or stop:
+                        with self._writing(self.checkpoints, number, record):
+                            self.checkpoints.check()
+                    if last or told:
                         with self._reporting("The log", number):
                             record.flush(number)
-                    if stop:
-                        log.warning("Stopped at step %d, which is saved: `--resume` goes on.", number)
+                    if told:
                         break
             if jax.process_index() == 0:
                 logs.draw_curve(self.folder)
@@ -204,13 +252,17 @@ class _Trainer:
                 self.checkpoints.wait()
             raise logs.Diverged(
                 f"{error} The last good checkpoint is that of step {self._last_good()}. The same settings would come "
-                f"to the same end: begin a new run with others, from its weights by --init {self.folder}."
+                f"to the same end: begin a new run with others, from its weights by `init` {self.folder}."
             ) from None
         finally:
             record.close()
             if snapshots:
                 snapshots.close()
-        return state
+        if told:
+            log.warning(
+                "Stopped at step %d of %d, which is saved; a resumed run goes on there.", number, settings.steps
+            )
+        return state, told
 
     def _placed(self, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
         """Put this process's slice of a batch on its devices."""
@@ -218,18 +270,26 @@ class _Trainer:
         place = lambda array: jax.make_array_from_process_local_data(spread, array)
         return place(batch.images), None if batch.labels is None else place(batch.labels)
 
-    def _any(self, stopped: threading.Event) -> bool:
-        """Tell whether any process was told to stop; all of them ask at the same step."""
+    def _told(self, stopped: list[int], number: int) -> int:
+        """Return the number of the signal that told any process to stop, or 0; all of them ask at the same step."""
+        signal_number = max(stopped, default=0)
         if jax.process_count() == 1:
-            return stopped.is_set()
-        return bool(multihost_utils.process_allgather(np.array(stopped.is_set())).any())
+            return signal_number
+        return int(multihost_utils.process_allgather(np.array(signal_number)).max()) if number % 10 == 0 else 0
+
+    def _save(self, where: Checkpoints, number: int, tree: Any, name: str) -> None:
+        """Write a tree. The first is read back, so that no run goes on for days and leaves nothing that can be read."""
+        if where.save(number, tree) and where not in self.proven:
+            part = tree[name] if isinstance(tree, dict) else getattr(tree, name)
+            where.read_back(number, name, self.run.network, part)
+            self.proven.append(where)
 
     @contextlib.contextmanager
-    def _writing(self, where: Checkpoints, number: int, record: logs.Log) -> Iterator[Checkpoints]:
-        """Give a place to write to, and say what is to be said if that fails."""
+    def _writing(self, where: Checkpoints, number: int, record: logs.Log) -> Iterator[None]:
+        """Let a checkpoint be written, and say what is to be said if that fails."""
         record.settle()  # nothing that is not finite is ever saved
         with self._reporting(f"A checkpoint in {where.folder}", number, Exception):
-            yield where
+            yield
 
     @contextlib.contextmanager
     def _reporting(self, what: str, number: int, errors: type[Exception] = OSError) -> Iterator[None]:
@@ -237,10 +297,9 @@ class _Trainer:
         try:
             yield
         except errors as error:
-            why = (str(error) or repr(error)).splitlines()[0][:300]
             raise OSError(
-                f"{what} could not be written (known at step {number}): {why} The last good checkpoint is that of step "
-                f"{self._last_good()}. Make room and go on with --resume."
+                f"{what} could not be written (known at step {number}): {first_line(error)} The last good checkpoint "
+                f"is that of step {self._last_good()}. Make room, if the disk is full, and go on with `resume`."
             ) from error
 
     def _cut_off_by(self, error: UnreadableImage, number: int, state: TrainState, record: logs.Log) -> UnreadableImage:
@@ -307,30 +366,17 @@ def _validation_losses(run: Run, weights: PyTree, key: jax.Array, images, indice
     return values
 
 
-def _look_at(folder: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
-    """Return the record of the run that is to go on, or None for a new one; refuse what is in the way."""
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; a run is a folder.")
-    if not (folder / RECORD).exists():
-        if any(not name.endswith(".partial") for name in os.listdir(folder)):
-            raise FileExistsError(f"{folder} holds something else than a run; choose another --out.")
-        return None
-    if not resume:
-        raise FileExistsError(f"{folder} holds a run already: go on with it (--resume), or choose another --out.")
-    if not steps_in(folder / CHECKPOINTS):
-        return None  # it was stopped before its first checkpoint, and is begun anew
-    before = read_json(folder / RECORD)
-    changed = differences(TrainConfig.from_dict(before["config"]), config)
-    check(not changed, f"{folder} holds a run with other settings: {'; '.join(changed)}.")
-    return before
+def _need_packages(config: TrainConfig) -> None:
+    """Refuse a run that could not be finished for want of a package."""
+    digits = "digits" in (config.data.data, config.data.held_out)
+    wanted = {"grain": True, "matplotlib": True, "tensorboardX": config.run.tensorboard, "sklearn": digits}
+    for name in (name for name, is_wanted in wanted.items() if is_wanted):
+        need(name, "train", "Training")
 
 
 def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]:
     """Return the network, and its first weights on the host."""
     classes, dropped = len(source.classes), config.objective.label_dropout > 0
-    check(classes or not dropped, "`label_dropout` is for data with classes (`class_conditional`).")
     if config.model.init is None:
         resolution = config.data.resolution or own_resolution(config.model) or _side(source)
         channels = source.fitting(own_channels(config.model)).channels
@@ -379,14 +425,14 @@ def _side(source: Source) -> int:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Give an event that SIGTERM and Ctrl-C set; a second Ctrl-C interrupts at once."""
-    stopped, before = threading.Event(), {}
+def _stop_signals() -> Iterator[list[int]]:
+    """Give a list that the numbers of SIGTERM and Ctrl-C come into; a second Ctrl-C interrupts at once."""
+    stopped, before = [], {}
 
     def handle(number: int, frame: Any) -> None:
-        if stopped.is_set() and number == signal.SIGINT:
+        if stopped and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stopped.set()
+        stopped.append(int(number))
 
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -1,5 +1,6 @@
 """What becomes of a run: averages of any length from its snapshots, and the card that goes with its weights."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,11 @@ import jax
 import numpy as np
 
 from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, read_weights, steps_in
-from ddpm_jax.files import read_json
+from ddpm_jax.files import check_local, read_json
 from ddpm_jax.images.walk import shown
 from ddpm_jax.params import Params
 from ddpm_jax.training import ema, logs
-from ddpm_jax.training.loop import RECORD, SNAPSHOTS
+from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS
 from ddpm_jax.validation import check
 
 _UNCONDITIONAL = """from diffusers import DDPMPipeline
@@ -33,18 +34,20 @@ def average(run: str | Path, length: float, *, step: int | None = None) -> Param
 
     Raises:
         FileNotFoundError: the run has no snapshots.
-        ValueError: a length out of range, a step before the first snapshot.
+        ValueError: a length out of range, a step before the first snapshot or after the last.
 
     Example:
         >>> params = average("runs/photos", 0.12)                                           # doctest: +SKIP
     """
+    check_local(run)
     run = Path(run).expanduser()
     record = read_record(run)
     lengths, steps = record["config"]["ema"]["power_ema"], steps_in(run / SNAPSHOTS)
     if not steps:
-        raise FileNotFoundError(f"{run} has no snapshots: train with --power-ema 0.05 0.10.")
+        raise FileNotFoundError(f"{run} has no snapshots: train with `power_ema` 0.05 0.10.")
     step = steps[-1] if step is None else step
-    check(steps[0] <= step, f"The first snapshot of {run} is that of step {steps[0]}, after step {step}.")
+    there = f"the snapshots of {run} are from step {steps[0]} to {steps[-1]}"
+    check(steps[0] <= step <= steps[-1], f"`step` {step} is out of range: {there}.")
     steps = [number for number in steps if number <= step]
     config = read_config(run)
     snapshots = [(number, place) for number in steps for place in range(len(lengths))]
@@ -85,7 +88,7 @@ def card(run: Path) -> str:
     source = shown(Path(config["data"]["data"]).name)
     rows = {
         "images": f"{data['images']} of `{source}`, {data['channels']} channels",
-        "classes": ", ".join(data["classes"]) or "none",
+        "classes": len(data["classes"]) or "none",
         "parameters": f"{record['parameters']:,}",
         "steps": step,
         "batch size": config["run"]["batch_size"],
@@ -102,6 +105,7 @@ def card(run: Path) -> str:
     task = "" if conditional else "\npipeline_tag: unconditional-image-generation"
     code = _CONDITIONAL if conditional else _UNCONDITIONAL
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    classes = _class_table(data["classes"], read_config(run).null_class)
     return f"""---
 library_name: diffusers{task}
 tags: [ddpm, diffusion, jax]
@@ -112,8 +116,28 @@ tags: [ddpm, diffusion, jax]
 | | |
 |---|---|
 {table}
-
+{classes}
 ```python
 {code}
 ```
 """
+
+
+def _class_table(names: list[str], null_class: int | None) -> str:
+    """Return a table of the classes by number, with what stands for none; nothing where there are no classes.
+
+    Example:
+        >>> print(_class_table(["cat", "a|b"], 2))
+        <BLANKLINE>
+        | class | name |
+        |---|---|
+        | 0 | cat |
+        | 1 | a\\|b |
+        | 2 | no class, for classifier-free guidance |
+        <BLANKLINE>
+    """
+    rows = [(number, re.sub(r"([\\`*_<>\[\]|])", r"\\\1", " ".join(name.split()))) for number, name in enumerate(names)]
+    if null_class is not None and null_class >= len(names):
+        rows.append((null_class, "no class, for classifier-free guidance"))
+    lines = "".join(f"| {number} | {name} |\n" for number, name in rows)
+    return f"\n| class | name |\n|---|---|\n{lines}" if rows else ""

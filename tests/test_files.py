@@ -1,0 +1,132 @@
+"""Folders on disk: whose they are, what a kill leaves, and names that libraries take for patterns."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import small_params
+from etils import epath
+
+import ddpm_jax
+from ddpm_jax.files import LOCK, check_local, locked, new_folder
+
+ODD = (
+    "flowers [v2]",
+    "a*b",
+    "what?",
+    "[x]/run",
+    "[!a]/**",
+    "a b",
+    "ü 日本",
+    "50%41",
+    "a{b,c}",
+    "a\\b",
+    "gs:/x",
+    "~x",
+    "a#b",
+)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_checkpoint_in_a_folder_of_any_name(name, tmp_path):
+    """Written there, or moved there; beside it lies a folder that its name as a pattern would mean."""
+    params = small_params()
+    ddpm_jax.save(params, tmp_path / "axb")
+    ddpm_jax.save(params, tmp_path / name)
+    (tmp_path / "moved" / name).parent.mkdir(parents=True)
+    shutil.move(tmp_path / "axb", tmp_path / "moved" / name)
+    for folder in (tmp_path / name, tmp_path / "moved" / name):
+        jax.tree.map(np.testing.assert_array_equal, ddpm_jax.load(folder).weights, params.weights)
+
+
+def test_what_cannot_be_read_back_is_no_checkpoint(tmp_path, monkeypatch):
+    """The files of orbax's processes are not found, and it says nothing: nothing is left under the name."""
+    monkeypatch.setattr(epath.backend._OsPathBackend, "glob", lambda self, path: [])
+    with pytest.raises(OSError, match="cannot be read back: .* Try another disk or folder"):
+        ddpm_jax.save(small_params(), tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "https://host/x", "file:///home/x", "hf://a/b"])
+def test_a_url_is_no_folder(url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in (url, Path(url)):
+        with pytest.raises(ValueError, match="is no path of this machine: mount it, or copy it"):
+            check_local(given)
+        with pytest.raises(ValueError, match="is no path of this machine"):
+            ddpm_jax.save(small_params(), given)
+    assert os.listdir(tmp_path) == []
+    for path in ("C:/models", "a:b/c", "runs/gs:/x", "2024:/x"):
+        check_local(path)
+
+
+def test_a_folder_is_held_by_one_job(tmp_path):
+    with locked(tmp_path / "a/run", "run"):
+        mine = rf"The run .* is in use by another job \(process {os.getpid()} on {socket.gethostname()}\): wait"
+        with pytest.raises(BlockingIOError, match=mine):
+            with locked(tmp_path / "a/run", "run"):
+                pass
+        (tmp_path / "a/run/train.json").write_text("{}")
+    assert os.listdir(tmp_path / "a/run") == ["train.json"]
+    with locked(tmp_path / "a/run", "run"), locked(tmp_path / "b/c", "run"):
+        pass
+    assert not (tmp_path / "b").exists()  # left empty, it goes with the parents that were made for it
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        with locked(tmp_path / "file", "run"):
+            pass
+
+
+def test_a_killed_job_holds_nothing(tmp_path):
+    program = f"""
+import os, pathlib
+from ddpm_jax.files import locked
+with locked(pathlib.Path({str(tmp_path)!r}), "run"):
+    os.kill(os.getpid(), {int(signal.SIGKILL)})
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    assert (tmp_path / LOCK).exists()
+    with locked(tmp_path, "run"):
+        pass
+
+
+def test_the_lock_of_another_machine(tmp_path, caplog):
+    """Its system has let go, if the file system tells: go on, and say whose it was."""
+    (tmp_path / LOCK).write_text("17 on elsewhere\n")
+    with caplog.at_level(logging.WARNING), locked(tmp_path, "run"):
+        assert (tmp_path / LOCK).read_text() == f"{os.getpid()} on {socket.gethostname()}\n"
+    assert "was left by process 17 on elsewhere. If that still runs, stop one of the two" in caplog.text
+
+
+def test_a_file_system_without_locks(tmp_path, caplog, monkeypatch):
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with caplog.at_level(logging.WARNING), locked(tmp_path, "run"):
+        pass
+    assert "cannot be locked" in caplog.text and "let no second job use it" in caplog.text
+
+
+def test_what_a_killed_writer_left_goes(tmp_path):
+    """Of a process that is dead, and of this machine; what it had moved aside comes back."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host, alive = socket.gethostname(), os.getppid()
+    gone, stay = f".x.partial-{host}-{dead.pid}", [f".x.partial-{host}-{alive}", f".x.partial-else-{dead.pid}"]
+    for name in (gone, *stay, f".x.replaced-{host}-{dead.pid}", f".xy.partial-{host}-{dead.pid}"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f".x.replaced-{host}-{dead.pid}" / "mark").write_text("old")
+    with pytest.raises(FileExistsError, match="exists already"):  # the old one is there again
+        with new_folder(tmp_path / "x", overwrite=False, marks=("mark",)):
+            pass
+    assert sorted(os.listdir(tmp_path)) == sorted([*stay, f".xy.partial-{host}-{dead.pid}", "x"])
+    assert (tmp_path / "x/mark").read_text() == "old"

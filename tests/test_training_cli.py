@@ -1,0 +1,107 @@
+"""The command line of training: what it refuses, and what it makes of a preset."""
+
+import dataclasses
+import inspect
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import small_params
+
+from ddpm_jax import cli
+from ddpm_jax.cli.training import train_command
+from ddpm_jax.training import PRESETS, ModelConfig
+from ddpm_jax.training.config import network, own_resolution
+from ddpm_jax.training.published import average
+
+
+def defaults_of(*words):
+    return inspect.signature(train_command(["train", *words])).parameters["config"].default
+
+
+def fails(capsys, *words):
+    with pytest.raises(SystemExit):
+        cli.main(["train", *map(str, words)])
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_command_line_refuses(capsys, tmp_path):
+    assert "is missing: a folder of images" in fails(capsys, "--out", tmp_path / "run")
+    assert "--preset tiny is unknown. Did you mean `tiny-16`?" in fails(capsys, "--preset", "tiny", "--data", "digits")
+    words = ("--preset", "tiny-16", "--data", "digits", "--resolution", 18)
+    assert "`resolution` 18 cannot be halved 2 times: use 16 or 20." in fails(capsys, *words, "--out", tmp_path / "run")
+    words = ("--init", tmp_path / "model", "--channel_multipliers", 1, 2, "--beta-schedule=linear")
+    assert "leave --channel-multipliers and --beta-schedule out" in fails(capsys, *words)
+
+
+@pytest.mark.parametrize("resolution", [32, 48, 64, 128, 256])
+def test_the_default_preset_at_any_resolution(resolution):
+    """Attention stays at its level."""
+    command = train_command(["train", "--data", "photos", "--resolution", str(resolution)])
+    defaults = inspect.signature(command).parameters["config"].default
+    built = network(defaults, resolution, 3)
+    assert built.unet.down_block_types == ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D")
+
+
+def test_a_network_that_is_brought_has_its_resolution(tmp_path):
+    defaults = inspect.signature(train_command(["train", "--init", "model"])).parameters["config"].default
+    assert defaults == PRESETS["fine-tune"] and defaults.data.resolution is None
+    defaults = inspect.signature(train_command(["train", "--model_config=a.json"])).parameters["config"].default
+    assert defaults.data.resolution is None and defaults.optimizer == PRESETS["small-32"].optimizer
+    (tmp_path / "network.json").write_text(json.dumps(small_params().config.unet.to_dict()))
+    assert own_resolution(ModelConfig(model_config=tmp_path / "network.json")) == 8
+
+
+def test_a_bucket_is_no_folder_to_train_in(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ("--preset", "tiny-16", "--data", "digits", "--out", "gs://bucket/run")
+    assert "gs://bucket/run is no path of this machine: mount it" in fails(capsys, *words)
+    with pytest.raises(ValueError, match="s3://bucket/run is no path of this machine"):
+        average("s3://bucket/run", 0.1)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS])
+def test_a_preset_for_a_network_that_is_brought(preset):
+    """All that the checkpoint brings is left to it; the rest is the preset's."""
+    whole, made = PRESETS[preset], defaults_of("--preset", preset, "--init", "model")
+    assert dataclasses.replace(made.model, init="model") == ModelConfig(init="model", dropout=whole.model.dropout)
+    assert made.objective.variance_type == "fixed_small" and made.optimizer == whole.optimizer
+    dataclasses.replace(made, model=dataclasses.replace(made.model, init="model"))
+    made = defaults_of("--preset", preset, "--model-config", "a.json")
+    kept = {name: getattr(whole.model, name) for name in ("dropout", "beta_schedule", "prediction_type")}
+    assert dataclasses.replace(made.model, model_config=Path("a.json")) == ModelConfig(
+        model_config=Path("a.json"), **kept
+    )
+    assert made.objective == whole.objective
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """The configs that `train` was called with; nothing is trained."""
+    configs = []
+    monkeypatch.setattr("ddpm_jax.training.train", lambda config, out, resume: configs.append(config))
+    return configs
+
+
+def test_the_warm_up_of_a_preset_fits_the_steps(begun, tmp_path, caplog):
+    """A tenth of fewer steps, which is said; what somebody asks for stays; a run that goes on keeps its own."""
+    words = ["train", "--data", "digits", "--out", str(tmp_path / "run"), "--resume"]
+    cli.main([*words, "--steps", "100"])
+    assert "The preset's warm-up of 500 steps is cut to 10, a tenth of --steps 100" in caplog.text
+    cli.main([*words, "--steps", "501"])
+    cli.main([*words, "--steps", "100", "--warmup-steps", "70"])
+    cli.main([*words, "--steps", "1", "--preset", "tiny-16"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/train.json").write_text(json.dumps({"config": {"optimizer": {"warmup_steps": 600}}}))
+    cli.main([*words, "--steps", "600"])
+    cli.main([*words, "--steps", "600", "--warmup-steps", "3"])
+    assert [config.optimizer.warmup_steps for config in begun] == [10, 500, 70, 0, 600, 3]
+
+
+def test_help_names_the_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "exits with 0 only when the last step is done: with 143 after SIGTERM and 130 after Ctrl-C" in text
