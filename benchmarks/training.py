@@ -174,7 +174,7 @@ def settings(net: str, options):
     import dataclasses
 
     from ddpm_jax.training import PRESETS, DataConfig, OptimizerConfig, RunConfig, TrainConfig
-    from ddpm_jax.training.config import network
+    from ddpm_jax.training.network import network
     from ddpm_jax.training.step import Run
 
     config = TrainConfig(

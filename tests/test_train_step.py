@@ -14,7 +14,8 @@ import ddpm_jax
 from ddpm_jax import losses, sharding
 from ddpm_jax.losses import Objective
 from ddpm_jax.training import PRESETS, DataConfig, EmaConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, ema
-from ddpm_jax.training.config import check_new_run, differences, network
+from ddpm_jax.training.config import check_new_run, differences
+from ddpm_jax.training.network import network
 from ddpm_jax.training.step import Run, compiled, count_parameters, create, learning_rate, make_optimizer
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)

@@ -12,7 +12,7 @@ from conftest import small_params
 from ddpm_jax import cli
 from ddpm_jax.cli.training import train_command
 from ddpm_jax.training import PRESETS, ModelConfig
-from ddpm_jax.training.config import network, own_resolution
+from ddpm_jax.training.network import network, own_resolution
 from ddpm_jax.training.published import average
 
 

@@ -14,7 +14,7 @@ from ddpm_jax.checkpoint.folder import steps_in
 from ddpm_jax.images import source
 from ddpm_jax.images.picture import decode
 from ddpm_jax.images.source import open_source
-from ddpm_jax.training import DataConfig, ModelConfig, RunConfig, TrainConfig, train
+from ddpm_jax.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, train
 from ddpm_jax.training.data import Batches, centred
 from ddpm_jax.training.data_record import changes, facts
 
@@ -223,6 +223,7 @@ def run_of(tmp_path):
         return TrainConfig(
             data=DataConfig(data=str(tmp_path / "data"), workers=2, resolution=8, **data),
             model=model or ModelConfig(model_config=tmp_path / "network.json"),
+            optimizer=OptimizerConfig(warmup_steps=0),
             run=RunConfig(batch_size=4, steps=steps, save_every=99, sample_every=0),
         )
 

@@ -128,7 +128,7 @@ import numpy as np
 from ddpm_jax import sharding
 from ddpm_jax.params import init
 from ddpm_jax.training import DataConfig, ModelConfig, RunConfig, TrainConfig
-from ddpm_jax.training.config import network
+from ddpm_jax.training.network import network
 from ddpm_jax.training.step import Run, create
 model = ModelConfig(channels=32, channel_multipliers=(1, 2), attention_resolutions=())
 config = TrainConfig(data=DataConfig(data="digits"), model=model, run=RunConfig(sharding="fsdp"))

@@ -29,18 +29,10 @@ from ddpm_jax.params import Params, init
 from ddpm_jax.samplers.registry import FAST
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.config import (
-    RunConfig,
-    TrainConfig,
-    advice_on_channels,
-    check_new_run,
-    check_resolution,
-    network,
-    own_channels,
-    own_resolution,
-)
+from ddpm_jax.training.config import RunConfig, TrainConfig, check_new_run
 from ddpm_jax.training.data import Batch, Batches, centred, open_data
 from ddpm_jax.training.data_record import changes, facts, write_files
+from ddpm_jax.training.network import advice_on_channels, check_resolution, network, own_channels, own_resolution
 from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS, finished, held, look_at, tidy
 from ddpm_jax.training.step import Run, TrainState, abstract, compiled, count_parameters, create
 from ddpm_jax.types import PyTree
@@ -109,6 +101,7 @@ def _train(config: TrainConfig, folder: Path, resume: bool) -> Params:
     before = look_at(folder, config, resume)
     if before is None:
         check_new_run(config)
+        own_resolution(config.model)  # whether the file can be read
     elif (done := finished(folder, config)) is not None:
         return done
     mesh = sharding.data_mesh()
@@ -308,9 +301,9 @@ class _Trainer:
         Of several processes the others wait for this one's batch, and cannot save with it.
         """
         if number > 0 and jax.process_count() == 1:
-            with self._writing(self.checkpoints, number, record) as place:
-                place.save(number, state)
-                place.wait()
+            with self._writing(self.checkpoints, number, record):
+                self._save(self.checkpoints, number, state, "ema")
+                self.checkpoints.wait()
             record.flush(number)
         return UnreadableImage(
             f"{error} The last good checkpoint is that of step {self._last_good()}. Bring the file back as it was and "
