@@ -20,6 +20,7 @@ from ddpm_jax import compilation, inference, samplers, sharding
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 from ddpm_jax.models import winograd
 from ddpm_jax.params import Params, check_labels, check_params
+from ddpm_jax.random_keys import image_keys, threefry_key
 from ddpm_jax.samplers import DDIMInverse
 from ddpm_jax.samplers.base import (
     Frame,
@@ -27,7 +28,6 @@ from ddpm_jax.samplers.base import (
     Switches,
     Table,
     draw_noise,
-    image_keys,
     initial_state,
     scan_rows,
 )
@@ -377,7 +377,7 @@ def _prepare(
     shape = (batch_size, *unet.image_size, unet.in_channels)
     if x_T is not None and jnp.shape(x_T) != shape:
         raise ValueError(f"`x_T` has shape {jnp.shape(x_T)}; it must be {shape}.")
-    key = _typed_key(key)
+    key = threefry_key(key)
     x_T = None if x_T is None else jnp.asarray(x_T, jnp.float32)
     indices = first_index + np.arange(batch_size, dtype=np.int32)
 
@@ -438,16 +438,6 @@ def _guidance_scale(unet: UNetConfig, scale: Any) -> Any:
     if not isinstance(scale, numbers.Real) or not np.isfinite(scale):
         raise ValueError(f"`guidance_scale` must be a number, not {scale!r}.")
     return None if scale == 1 else np.float32(scale)
-
-
-def _typed_key(key: RandomKey) -> jax.Array:
-    """Return a key of either style as a new-style one."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
-        return key
-    if dtype == np.uint32 and key.ndim == 1:
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"`key` must be one key of jax.random, as jax.random.key(0), not {key!r}.")
 
 
 def _padded(array: Array, padding: int) -> Array:

@@ -15,7 +15,7 @@ PACKAGE = Path(ddpm_jax.__file__).parent
 # A module imports only from ranks below its own, or from its own family.
 RANKS = [
     {"types", "validation"},
-    {"files", "unet_config"},
+    {"files", "unet_config", "random_keys"},
     {"config"},
     {"schedule", "models", "sharding", "plotting", "compilation"},
     {"params", "samplers", "inference"},

@@ -172,6 +172,18 @@ class TestIndependence:
         eight = np.asarray(ddpm_jax.sample(tiny, KEY, 8))
         np.testing.assert_allclose(ddpm_jax.sample(tiny, KEY, 3, first_index=5), eight[5:], atol=2e-5)
 
+    @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+    def test_keys_of_any_generator(self, tiny, impl):
+        """Those of XLA's own draw for a whole batch at once (JAX issue 19085)."""
+        key = jax.random.key(4, impl=impl)
+        four = ddpm_jax.sample(tiny, key, 4)
+        np.testing.assert_allclose(ddpm_jax.sample(tiny, key, 1, first_index=2), four[2:3], atol=2e-5)
+        with jax.default_prng_impl(impl):
+            np.testing.assert_array_equal(ddpm_jax.sample(tiny, jax.random.PRNGKey(4), 4), four)
+        table, x_T = samplers.DDPM().table(SHORT), np.ones((4, 2, 2, 1), np.float32)
+        run = lambda x_T, indices: samplers.run(lambda x, t: x, table, x_T, key, indices=indices)
+        np.testing.assert_array_equal(run(x_T, np.arange(4))[2:3], run(x_T[:1], np.array([2])))
+
     def test_keys_of_both_styles(self, tiny):
         old = jax.random.PRNGKey(0)
         np.testing.assert_array_equal(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.files import read_json
 from ddpm_jax.losses import Objective
+from ddpm_jax.random_keys import check_seed
 from ddpm_jax.validation import check, freeze, is_int, nearest
 
 
@@ -198,7 +199,7 @@ class RunConfig:
         for name in ("keep_every", "sample_every"):
             check(is_int(getattr(self, name), 0), f"`{name}` must not be negative: {getattr(self, name)!r}.")
         check(self.sharding in ("data", "fsdp"), f"`sharding` is data or fsdp, not {self.sharding!r}.")
-        check(is_int(self.seed, 0), f"`seed` must be an integer from 0 up, not {self.seed!r}.")
+        check_seed(self.seed)
 
 
 # What may change when a run goes on: no weight does. That `data` is the same is seen in the images, not in their place.
