@@ -9,7 +9,7 @@ from typing import Any
 
 from ddpm_jax.types import Number
 from ddpm_jax.unet_config import UNetConfig
-from ddpm_jax.validation import check, freeze, is_int, is_number, nearest, thaw
+from ddpm_jax.validation import check, freeze, is_int, is_number, known_items, nearest, thaw
 
 __all__ = ["Config", "SamplerConfig", "ScheduleConfig", "UNetConfig", "scheduler_from_dict"]
 
@@ -211,10 +211,11 @@ def scheduler_from_dict(items: dict[str, Any]) -> tuple[ScheduleConfig, SamplerC
     """Read a `scheduler_config.json` of diffusers, of any of its versions.
 
     What stands there of the forward process becomes the schedule, with the class's own defaults for what is absent;
-    the rest, foreign keys that diffusers carries along included, goes to the sampler.
+    the rest, foreign keys that diffusers carries along included, goes to the sampler. A key that no scheduler of
+    diffusers knows is passed over: silently if it asks for nothing, else with a warning.
 
     Raises:
-        ValueError: a key that no scheduler of diffusers knows, or a value that is wrong.
+        ValueError: a misspelt key, or a value that is wrong.
 
     Example:
         >>> schedule, sampler = scheduler_from_dict(
@@ -230,8 +231,7 @@ def scheduler_from_dict(items: dict[str, Any]) -> tuple[ScheduleConfig, SamplerC
     }
     schedule_names = {field.name for field in dataclasses.fields(ScheduleConfig)}
     known = (schedule_names - {"kind"}) | _SAMPLER_KEYS
-    for name in values:
-        check(name in known, f"No scheduler of diffusers has a field `{name}`.{nearest(name, known)}")
+    values = known_items(values, known, "A scheduler")
     if values.pop("predict_epsilon", True) is False:  # diffusers before 0.5
         values["prediction_type"] = "sample"
     if class_name in _VE_CLASSES:

@@ -128,6 +128,16 @@ def trainable_mask(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(trained, params)
 
 
+def count(weights: PyTree) -> int:
+    """Return the number of parameters in a tree of weights, or of their shapes.
+
+    Example:
+        >>> count(ddpm_jax.load("digits-16"))
+        1112801
+    """
+    return sum(leaf.size for leaf in jax.tree.leaves(weights))
+
+
 def apply(
     params: Params,
     x: Images,

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from ddpm_jax.types import Number
-from ddpm_jax.validation import check, freeze, is_int, is_number, nearest, thaw
+from ddpm_jax.validation import check, freeze, is_int, is_number, known_items, nearest, thaw
 
 ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 
@@ -25,6 +25,18 @@ _OLD_UNET_NAMES = {
     "resnet_eps": "norm_eps",
     "num_head_channels": "attention_head_dim",
 }
+# Fields of diffusers' UNet2DConditionModel alone, with the values that ask for nothing.
+_CONDITION_NAMES = {
+    **dict.fromkeys(("cross_attention_dim", "encoder_hid_dim", "encoder_hid_dim_type", "num_attention_heads")),
+    **dict.fromkeys(("addition_embed_type", "addition_time_embed_dim", "time_embedding_act_fn", "timestep_post_act")),
+    **dict.fromkeys(("time_cond_proj_dim", "projection_class_embeddings_input_dim", "cross_attention_norm")),
+    **dict.fromkeys(("reverse_transformer_layers_per_block", "mid_block_only_cross_attention")),
+    **dict.fromkeys(("only_cross_attention", "dual_cross_attention", "use_linear_projection"), False),
+    **dict.fromkeys(("upcast_attention", "resnet_skip_time_act", "class_embeddings_concat"), False),
+    **dict.fromkeys(("transformer_layers_per_block", "resnet_out_scale_factor"), 1),
+    **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), 3),
+    **{"attention_type": "default", "addition_embed_type_num_heads": 64},
+}
 # Fields that diffusers does not have.
 _OURS = ("dtype", "remat")
 # diffusers' `EMAModel.save_pretrained` writes these into the config.json of `unet_ema/`.
@@ -42,6 +54,9 @@ class UNetConfig:
     dense layers; weights, statistics and softmax stay float32) and `remat` (recompute each block's
     activations in the backward pass instead of keeping them). They are chosen when a checkpoint is opened, or by
     `dataclasses.replace`, and stand in no file.
+
+    `sample_size` says which images to draw, not what the network takes: a size that the levels cannot halve is refused
+    where images are drawn (`check_size`), and `apply` takes any other.
 
     Raises:
         ValueError: a value out of range, block tuples of unequal length, a group count that does not divide, an
@@ -99,7 +114,6 @@ class UNetConfig:
             object.__setattr__(self, "act_fn", self.act_fn.lower())
         self._check_blocks()
         self._check_scalars()
-        self._check_size()
         self._check_groups()
         self._check_skip_blocks()
 
@@ -119,6 +133,32 @@ class UNetConfig:
     def smallest_size(self) -> int:
         """The side of the smallest image the levels allow; every side must be its multiple."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+    def check_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Return (height, width) of images to draw; refuse a size that the levels cannot halve.
+
+        Args:
+            size: (height, width); that of `sample_size` if left out.
+
+        Raises:
+            ValueError: sides that are no multiples of `smallest_size`, or no size at all; says which can be drawn.
+
+        Example:
+            >>> dataclasses.replace(ddpm_jax.load("digits-16").config.unet, sample_size=24).check_size()
+            (24, 24)
+        """
+        least, size = self.smallest_size, size or self.image_size
+        way_out = "`dataclasses.replace(unet, sample_size={})` is a config that does."
+        check(size, "The config says no `sample_size`, the size of images to draw. " + way_out.format(8 * least))
+        below = tuple(max(side // least, 1) * least for side in size)
+        above = tuple(-(-side // least) * least for side in size)
+        check(
+            above == tuple(size),
+            f"`sample_size` {_shown(size)} cannot be halved {len(self.block_out_channels) - 1} times, which the "
+            f"{len(self.block_out_channels)} levels of this network need: sides must be multiples of {least}. "
+            f"{' and '.join(dict.fromkeys(map(_shown, (below, above))))} can be drawn. {way_out.format(_shown(above))}",
+        )
+        return size
 
     @property
     def has_classes(self) -> bool:
@@ -144,6 +184,9 @@ class UNetConfig:
             value = getattr(self, name)
             good = value is None or is_int(value)
             check(good, f"`{name}` must be a positive integer or null, not {value!r}.")
+        size = self.sample_size
+        good = size is None or is_int(size) or (isinstance(size, tuple) and len(size) == 2 and all(map(is_int, size)))
+        check(good, f"`sample_size` must be an integer, [height, width] or null, not {size!r}.")
         for name in ("center_input_sample", "flip_sin_to_cos", "add_attention", "remat"):
             value = getattr(self, name)
             check(isinstance(value, bool), f"`{name}` must be true or false, not {value!r}.")
@@ -206,18 +249,6 @@ class UNetConfig:
                     f"`{name}` holds {block!r}, which is no block of UNet2DModel."
                     f"{nearest(block, known)} There is {', '.join(known)}.",
                 )
-
-    def _check_size(self):
-        size, levels = self.sample_size, len(self.block_out_channels)
-        good = size is None or is_int(size)
-        good = good or (isinstance(size, tuple) and len(size) == 2 and all(map(is_int, size)))
-        check(good, f"`sample_size` must be an integer, [height, width] or null, not {size!r}.")
-        if self.image_size is not None:
-            check(
-                all(side % self.smallest_size == 0 for side in self.image_size),
-                f"`sample_size` {size} cannot be halved {levels - 1} times, which {levels} levels need: each side must "
-                f"be a multiple of {self.smallest_size}.",
-            )
 
     def _check_groups(self):
         plain = [width for block, width in self._levels() if "Skip" not in block]
@@ -298,27 +329,39 @@ class UNetConfig:
     def from_dict(cls, items: dict[str, Any]) -> "UNetConfig":
         """Read a `config.json` of diffusers, of any of its versions.
 
-        Names of diffusers 0.0.x are brought up to date, keys that start with an underscore and the
-        hyper-parameters of an EMA are passed over.
+        Names of diffusers 0.0.x are brought up to date. Keys that start with an underscore, the hyper-parameters of an
+        EMA and keys that ask for nothing are passed over, other unknown ones with a warning.
 
         Raises:
-            ValueError: an unknown key (named with the nearest known one), or a value that is wrong.
+            ValueError: a misspelt field (the right one is named), a field of UNet2DConditionModel that asks for
+                something, or a value that is wrong.
 
         Example:
             >>> UNetConfig.from_dict({"_class_name": "UNet2DModel", "resnet_eps": 1e-6}).norm_eps
             1e-06
         """
-        known = {field.name for field in dataclasses.fields(cls)} - set(_OURS)
         values = {}
         for name, value in items.items():
             if name.startswith("_") or name in _EMA_NAMES:
                 continue
-            name = _OLD_UNET_NAMES.get(name, name)
-            check(name in known, f"UNet2DModel has no field `{name}`.{nearest(name, known)}")
-            values[name] = freeze(value)
-        return cls(**values)
+            if name in _CONDITION_NAMES:
+                check(
+                    not value or value == _CONDITION_NAMES[name],
+                    f"`{name}` {value!r} is a field of UNet2DConditionModel, which ddpm_jax does not open: diffusers "
+                    "does. If this network is a UNet2DModel all the same, take the key out of its config.",
+                )
+                continue
+            values[_OLD_UNET_NAMES.get(name, name)] = freeze(value)
+        known = {field.name for field in dataclasses.fields(cls)} - set(_OURS)
+        return cls(**known_items(values, known, "UNet2DModel"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that diffusers knows, as JSON values."""
         items = {f.name: thaw(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {name: value for name, value in items.items() if name not in _OURS}
+
+
+def _shown(size: tuple[int, int]) -> str:
+    """Show a size as `sample_size` takes it."""
+    height, width = size
+    return str(height) if height == width else str(size)

@@ -1,18 +1,49 @@
 """What every config's fields are checked with, and how JSON's lists become hashable."""
 
 import difflib
+import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
-def nearest(name: str, known) -> str:
+def nearest(name: str, known, cutoff: float = 0.6) -> str:
     """Return " Did you mean `...`?" for a misspelt name, or nothing where no known name is near.
 
     Example:
         >>> nearest("block_out_chanels", ["block_out_channels", "act_fn"])
         ' Did you mean `block_out_channels`?'
     """
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def known_items(items: Mapping[str, Any], known: Collection[str], owner: str) -> dict[str, Any]:
+    """Return the items of a JSON file that are fields of what it describes.
+
+    An unknown key that asks for nothing (null, false, empty) is passed over, any other one with a warning, as diffusers
+    does. A key that is nearly the name of a field is refused: it was meant to act. It is compared with the fields that
+    the file does not give, and less readily with the others.
+
+    Args:
+        items: of the file.
+        known: the fields' names.
+        owner: what has those fields, for the messages.
+
+    Raises:
+        ValueError: a misspelt field.
+
+    Example:
+        >>> known_items({"act_fn": "relu", "cross_attention": None}, ["act_fn", "dropout"], "A network")
+        {'act_fn': 'relu'}
+    """
+    foreign = [name for name, value in items.items() if name not in known and value]
+    for name in foreign:
+        meant = nearest(name, set(known) - items.keys(), 0.8) or nearest(name, known, 0.9)
+        check(not meant, f"{owner} has no field `{name}`.{meant} Correct its name, or take it out of the file.")
+    if foreign:
+        listed = ", ".join(f"`{name}`" for name in foreign)
+        warnings.warn(f"{owner} has no field {listed}: passed over, as diffusers does.", stacklevel=3)
+    return {name: value for name, value in items.items() if name in known}
 
 
 def freeze(value: Any) -> Any:

@@ -53,7 +53,6 @@ def test_hidden_and_ema_keys_are_passed_over():
         ({"block_out_channels": 32}, "`block_out_channels` must be positive integers"),
         ({"layers_per_block": 0}, "`layers_per_block` must be a positive integer"),
         ({"layers_per_block": [2, 2]}, "`layers_per_block` must be a positive integer"),
-        ({"sample_size": 15}, "must be a multiple of 2"),
         ({"sample_size": "16"}, "`sample_size` must be an integer"),
         ({"time_embedding_type": "sinusoidal"}, "`time_embedding_type` must be one of"),
         ({"time_embedding_type": "learned"}, "needs `num_train_timesteps`"),
@@ -82,6 +81,67 @@ def test_hidden_and_ema_keys_are_passed_over():
 def test_bad_unet_configs(changes, message, untyped):
     with pytest.raises(ValueError, match=message):
         UNetConfig.from_dict(PLAIN | changes)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"cross_attention_dim": None, "encoder_hid_dim": None, "addition_embed_type": None},
+        {"only_cross_attention": False, "conv_in_kernel": 3, "attention_type": "default", "resnet_out_scale_factor": 1.0},
+        {"architectures": [], "id2label": {}, "note": "", "layer_per_block": None},
+    ],
+)
+def test_keys_that_ask_for_nothing_pass(extra, recwarn):
+    assert UNetConfig.from_dict(PLAIN | extra) == UNetConfig(**PLAIN)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"torch_dtype": "float16", "dtype": "float32"},
+        {"notes": {"author": "me", "data": ["a", "b"]}},
+        {"architectures": ["UNet2DModel"], "model_type": "unet", "transformers_version": "4.0", "num_params": 12},
+        {"num_channels": 3, "in_channels": 3, "out_channels": 3},  # no misspelling of a field that is there
+    ],
+)
+def test_descriptive_keys_pass_with_a_warning(extra):
+    names = ", ".join(f"`{name}`" for name in extra if name not in PLAIN | {"in_channels": 3, "out_channels": 3})
+    with pytest.warns(UserWarning, match=f"UNet2DModel has no field {names}: passed over"):
+        assert UNetConfig.from_dict(PLAIN | extra) == UNetConfig(**PLAIN)
+
+
+@pytest.mark.parametrize(
+    "items, message",
+    [
+        ({"layer_per_block": 1}, "no field `layer_per_block`. Did you mean `layers_per_block`.*take it out of the file"),
+        ({"num_classes": 10}, "Did you mean `num_class_embeds`"),
+        ({"cross_attention_dim": 768}, "`cross_attention_dim` 768 is a field of UNet2DConditionModel.*take the key out"),
+        ({"upcast_attention": True}, "is a field of UNet2DConditionModel"),
+        ({"conv_in_kernel": 1}, "is a field of UNet2DConditionModel"),
+    ],
+)
+def test_keys_that_were_meant_to_act_are_refused(items, message):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig.from_dict(PLAIN | items)
+
+
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        (28, "`sample_size` 28 cannot be halved 3 times.*multiples of 8. 24 and 32 can be drawn"),
+        ((28, 32), r"`sample_size` \(28, 32\) cannot be.*\(24, 32\) and 32 can be drawn"),
+        (4, "multiples of 8. 8 can be drawn"),
+        (None, "says no `sample_size`"),
+    ],
+)
+def test_sizes_that_cannot_be_drawn(size, message):
+    """The network is what it is: its config says no more than which images its owner drew."""
+    config = UNetConfig(sample_size=size)
+    with pytest.raises(ValueError, match=message):
+        config.check_size()
+    assert config.check_size((32, 64)) == (32, 64)
+    assert UNetConfig(sample_size=(16, 24)).check_size() == (16, 24)
 
 
 def test_unknown_dtype():
@@ -144,7 +204,8 @@ def test_predict_epsilon_of_old_versions():
 @pytest.mark.parametrize(
     "items, message",
     [
-        ({"beta_strat": 0.1}, "no field|has a field `beta_strat`. Did you mean `beta_start`"),
+        ({"beta_strat": 0.1}, "has no field `beta_strat`. Did you mean `beta_start`"),
+        ({"clip_smaple": False, "clip_sampel_range": 2.0}, "Did you mean `clip_sample_range`"),
         ({"beta_schedule": "cosine"}, "`beta_schedule` 'cosine' is unknown"),
         ({"beta_start": -1}, r"`beta_start` must be in \(0, 1\]"),
         ({"num_train_timesteps": 0}, "`num_train_timesteps` must be a positive integer"),
@@ -158,6 +219,14 @@ def test_predict_epsilon_of_old_versions():
 def test_bad_scheduler_configs(items, message, untyped):
     with pytest.raises(ValueError, match=message):
         scheduler_from_dict(items)
+
+
+def test_foreign_keys_of_a_scheduler(recwarn):
+    plain = {"_class_name": "DDPMScheduler", "clip_sample": True}
+    assert scheduler_from_dict(plain | {"a_later_knob": None, "another": []}) == scheduler_from_dict(plain)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="A scheduler has no field `notes`, `a_later_knob`: passed over"):
+        assert scheduler_from_dict(plain | {"notes": "x", "a_later_knob": 3}) == scheduler_from_dict(plain)
 
 
 def test_unknown_kind():

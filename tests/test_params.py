@@ -13,6 +13,7 @@ from ddpm_jax import schedule
 from ddpm_jax.checkpoint.state_dict import named_leaves, torch_name
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 from ddpm_jax.models.layout import layout
+from ddpm_jax.params import count as parameters
 
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype(np.float32)
 
@@ -65,6 +66,7 @@ NCSNPP_256 = UNetConfig(
 )
 def test_published_sizes(config, count, tensors):
     leaves = jax.tree.leaves(layout(config).weights)
+    assert parameters(layout(config).weights) == count
     assert sum(leaf.size for leaf in leaves) == count
     assert tensors in (None, len(leaves))
 
@@ -171,6 +173,17 @@ def test_numpy_and_jax_inputs_and_grad(tiny):
     gradient = jax.grad(lambda params: ddpm_jax.apply(params, X, 5).sum())(tiny)
     assert gradient.config == tiny.config
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_size_that_the_levels_cannot_halve_is_no_matter_to_the_network(tiny):
+    """diffusers issue 3630: a config that says 28 shuts no network that takes 32."""
+    stale = make_params(sample_size=(7, 9))
+    assert jax.tree.map(jnp.shape, stale.weights) == jax.tree.map(jnp.shape, tiny.weights)
+    np.testing.assert_array_equal(ddpm_jax.apply(stale, X, 5), ddpm_jax.apply(tiny, X, 5))
+    np.testing.assert_array_equal(ddpm_jax.predict(stale, X, 5).x_0_hat, ddpm_jax.predict(tiny, X, 5).x_0_hat)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(ddpm_jax.loss(stale, key, X), ddpm_jax.loss(tiny, key, X))
+    assert ddpm_jax.init(key, stale.config).weights.keys() == tiny.weights.keys()
 
 
 @pytest.mark.parametrize("t", [1000, -1, 2.5])

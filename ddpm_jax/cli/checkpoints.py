@@ -42,7 +42,7 @@ def convert(
         raise ValueError(f"{model} is in ddpm_jax's own format already; `ddpm-jax export` goes the other way.")
     params = read(where.folder, variant=variant, ema=ema)
     save(params, out, storage_dtype=storage_dtype, overwrite=force, source=where.source)
-    print(f"{out}: {_count(params):,} parameters in {storage_dtype}. ddpm_jax.load({str(out)!r}) opens it.")
+    print(f"{out}: {count(params):,} parameters in {storage_dtype}. ddpm_jax.load({str(out)!r}) opens it.")
 
 
 def export(
@@ -66,7 +66,7 @@ def export(
     params, run = load(model), Path(model).expanduser()
     card = published.card(run) if published.is_run(run) else None
     save(params, out, format="diffusers", storage_dtype=storage_dtype, overwrite=force, card=card)
-    print(f"{out}: {_count(params):,} parameters. diffusers' DiffusionPipeline.from_pretrained opens it.")
+    print(f"{out}: {count(params):,} parameters. diffusers' DiffusionPipeline.from_pretrained opens it.")
 
 
 def ema(
@@ -94,7 +94,7 @@ def ema(
     params = published.average(run, length, step=step)
     source = {"run": str(run), "length": length, "step": step}
     save(params, out, storage_dtype=storage_dtype, overwrite=force, source=source)
-    print(f"{out}: {_count(params):,} parameters. ddpm_jax.load({str(out)!r}) opens it.")
+    print(f"{out}: {count(params):,} parameters. ddpm_jax.load({str(out)!r}) opens it.")
 
 
 def info(
@@ -122,7 +122,7 @@ def info(
     classes = f", {count} classes" if count else ""
     print(
         f"network     {size}, {unet.in_channels} -> {unet.out_channels} channels{classes}, "
-        f"{_count(params):,} parameters"
+        f"{count(params):,} parameters"
     )
     for down, up, width in zip(unet.down_block_types, unet.up_block_types[::-1], unet.block_out_channels, strict=True):
         print(f"            {width:5d}  {down} x {unet.layers_per_block}, {up} x {unet.layers_per_block + 1}")
@@ -144,9 +144,3 @@ def info(
         print(f"sampler     {params.config.sampler.class_name}, which has no sampler here")
     origin = ", ".join(f"{name} {value}" for name, value in where.source.items() if value)
     print(f"from        {origin}")
-
-
-def _count(params: Any) -> int:
-    import jax
-
-    return sum(leaf.size for leaf in jax.tree.leaves(params.weights))

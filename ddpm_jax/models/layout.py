@@ -38,7 +38,9 @@ def layout(config: UNetConfig) -> Layout:
         >>> layout(ddpm_jax.load("digits-16").config.unet).convolutions[0].in_shape
         (16, 16, 1)
     """
-    size, labels = config.image_size or (config.smallest_size,) * 2, None
+    size, labels = config.image_size, None
+    if size is None or any(side % config.smallest_size for side in size):
+        size = (config.smallest_size,) * 2
     if config.class_embed_type == "identity":
         labels = jax.ShapeDtypeStruct((1, config.time_embed_dim), jnp.float32)
     elif config.has_classes:
