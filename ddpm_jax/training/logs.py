@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import plotting
+from ddpm_jax import plotting, progress
 from ddpm_jax.files import whole_file
 from ddpm_jax.training.step import QUARTERS, Metrics
 
@@ -32,14 +32,12 @@ class Log:
         self, folder: Path, *, start: int, stop: int, every: int, batch_size: int, writes: bool, tensorboard: bool
     ):
         """Go on with a log, forgetting lines of steps after `start`, which are done again."""
-        from tqdm import tqdm
-
         self.folder, self.every, self.batch_size, self.writes = folder, every, batch_size, writes
         self.pending: deque[tuple[int, Metrics]] = deque()
         self.losses: deque[tuple[int, float]] = deque(maxlen=20)
         self.since, self.gathered = (start, time.perf_counter()), []
         self.board = None
-        self.bar = tqdm(total=stop, initial=start, unit=" steps", disable=not writes, dynamic_ncols=True)
+        self.bar = progress.bar(stop, initial=start, unit="steps", shown=writes)
         if not writes:
             return
         lines = [line for line in read(folder) if line["step"] <= start]
