@@ -87,7 +87,12 @@ def test_bad_unet_configs(changes, message, untyped):
     "extra",
     [
         {"cross_attention_dim": None, "encoder_hid_dim": None, "addition_embed_type": None},
-        {"only_cross_attention": False, "conv_in_kernel": 3, "attention_type": "default", "resnet_out_scale_factor": 1.0},
+        {
+            "only_cross_attention": False,
+            "conv_in_kernel": 3,
+            "attention_type": "default",
+            "resnet_out_scale_factor": 1.0,
+        },
         {"architectures": [], "id2label": {}, "note": "", "layer_per_block": None},
     ],
 )
@@ -114,9 +119,15 @@ def test_descriptive_keys_pass_with_a_warning(extra):
 @pytest.mark.parametrize(
     "items, message",
     [
-        ({"layer_per_block": 1}, "no field `layer_per_block`. Did you mean `layers_per_block`.*take it out of the file"),
+        (
+            {"layer_per_block": 1},
+            "no field `layer_per_block`. Did you mean `layers_per_block`.*take it out of the file",
+        ),
         ({"num_classes": 10}, "Did you mean `num_class_embeds`"),
-        ({"cross_attention_dim": 768}, "`cross_attention_dim` 768 is a field of UNet2DConditionModel.*take the key out"),
+        (
+            {"cross_attention_dim": 768},
+            "`cross_attention_dim` 768 is a field of UNet2DConditionModel.*take the key out",
+        ),
         ({"upcast_attention": True}, "is a field of UNet2DConditionModel"),
         ({"conv_in_kernel": 1}, "is a field of UNet2DConditionModel"),
     ],

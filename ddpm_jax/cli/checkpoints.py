@@ -121,8 +121,7 @@ def info(
     count = unet.class_embed_type or unet.num_class_embeds
     classes = f", {count} classes" if count else ""
     print(
-        f"network     {size}, {unet.in_channels} -> {unet.out_channels} channels{classes}, "
-        f"{count(params):,} parameters"
+        f"network     {size}, {unet.in_channels} -> {unet.out_channels} channels{classes}, {count(params):,} parameters"
     )
     for down, up, width in zip(unet.down_block_types, unet.up_block_types[::-1], unet.block_out_channels, strict=True):
         print(f"            {width:5d}  {down} x {unet.layers_per_block}, {up} x {unet.layers_per_block + 1}")
