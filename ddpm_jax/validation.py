@@ -1,6 +1,7 @@
 """What every config's fields are checked with, and how JSON's lists become hashable."""
 
 import difflib
+import operator
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -70,3 +71,21 @@ def is_int(value: Any, least: int = 1) -> bool:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def integer(name: str, value: Any) -> int:
+    """Return an argument as an int; refuse what is none."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer, not {value!r}.") from None
+
+
+def positive(name: str, value: Any) -> int:
+    """Return an argument as an int from 1 up."""
+    value = integer(name, value)
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, not {value}.")
+    return value
