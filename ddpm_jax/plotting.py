@@ -54,8 +54,8 @@ def check_channels(channels: int) -> None:
     """
     check(
         channels in _MODES,
-        f"An image file holds 1, 3 or 4 channels, not {channels}. Keep such images as arrays (`format` npz, or np.save) "
-        "or take some of the channels first.",
+        f"An image file holds 1, 3 or 4 channels, not {channels}. Keep such images as arrays (`format` npz, or "
+        "np.save), or take some of the channels first.",
     )
 
 
