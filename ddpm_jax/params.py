@@ -283,7 +283,7 @@ def check_labels(config: UNetConfig, labels: Labels, batch_size: int) -> jax.Arr
     """Return class labels as an array with one entry an image, or None; refuse those that do not fit the network."""
     if not config.has_classes:
         if labels is not None:
-            raise ValueError("`class_labels` were given, but this network has no classes.")
+            raise ValueError("`class_labels` is given, but this network has no classes. Leave it out.")
         return None
     if labels is None:
         kind = config.class_embed_type or f"{config.num_class_embeds} classes"

@@ -13,6 +13,7 @@ from ddpm_jax.types import Array, Frames, Images, Number
 from ddpm_jax.validation import check
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PICTURE_CHANNELS = tuple(_MODES)
 _LONGEST = 24  # characters of a caption
 
 

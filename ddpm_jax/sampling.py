@@ -32,7 +32,7 @@ from ddpm_jax.samplers.base import (
 )
 from ddpm_jax.samplers.for_checkpoint import table_of
 from ddpm_jax.types import Array, Frames, Images, Labels, Number, PyTree, RandomKey
-from ddpm_jax.validation import check, integer, positive
+from ddpm_jax.validation import as_integer, as_positive, check
 
 
 class Path(NamedTuple):
@@ -143,7 +143,7 @@ def sample_path(
     condition = (class_labels, guidance_scale, null_class)
     job = _prepare(params, key, batch_size, sampler, condition, x_T, first_index, mesh)
     ends = np.flatnonzero(job.table.ends_step)
-    num_frames = positive("num_frames", num_frames)
+    num_frames = as_positive("num_frames", num_frames)
     if num_frames > len(ends):
         raise ValueError(f"`num_frames` {num_frames} is more than the {len(ends)} steps of the sampler.")
     kept = ends[np.linspace(0, len(ends) - 1, num_frames).round().astype(int)] if num_frames > 1 else ends[-1:]
@@ -186,7 +186,7 @@ def sample_chunks(
         >>> [(done, total) for done, total, _ in chunks]
         [(25, 50), (50, 50)]
     """
-    chunk = positive("chunk", chunk)
+    chunk = as_positive("chunk", chunk)
     condition = (class_labels, guidance_scale, null_class)
     job = _prepare(params, key, batch_size, sampler, condition, x_T, first_index, mesh)
     return _chunks(job, chunk)
@@ -385,15 +385,15 @@ def _prepare(params, key, batch_size, sampler, condition, x_T, first_index, mesh
     if isinstance(sampler, samplers.DDIMInverse) and not inverse:
         raise TypeError("samplers.DDIMInverse goes from images to noise: pass it to `invert`.")
     unet = params.config.unet
-    batch_size = positive("batch_size", batch_size)
+    batch_size = as_positive("batch_size", batch_size)
     unet.check_size()
-    first_index = integer("first_index", first_index)
+    first_index = as_integer("first_index", first_index)
     if not 0 <= first_index <= 2**31 - 1 - batch_size:
         raise ValueError(f"`first_index` must be from 0 to 2^31 - 1 - batch_size, not {first_index}.")
     table = table_of(sampler, params.config)
     class_labels, *guidance = condition
     labels = check_labels(unet, class_labels, batch_size)
-    guidance = _guidance(params.config, *guidance)
+    guidance = check_guidance(params.config, *guidance)
     shape = (batch_size, *unet.image_size, unet.in_channels)
     if x_T is not None and jnp.shape(x_T) != shape:
         raise ValueError(f"`x_T` has shape {jnp.shape(x_T)}; it must be {shape}.")
@@ -434,7 +434,7 @@ def _with_fast_convolutions(unet: UNetConfig, weights: PyTree, batch_size: int, 
     return winograd.transform_weights(unet, weights, batch_size, evaluations)
 
 
-def _guidance(config: Config, scale: Any, null_class: Any) -> tuple[Any, np.int32 | None]:
+def check_guidance(config: Config, scale: Any, null_class: Any) -> tuple[Any, np.int32 | None]:
     """Return the scale of guidance and the class that stands for none; (None, None) without guidance."""
     if scale is None:
         check(null_class is None, "`null_class` acts beside `guidance_scale` alone: give both, or neither.")
@@ -445,7 +445,7 @@ def _guidance(config: Config, scale: Any, null_class: Any) -> tuple[Any, np.int3
     traced = isinstance(scale, jax.core.Tracer)
     good = traced or (isinstance(scale, numbers.Real) and np.isfinite(scale))
     check(good, f"`guidance_scale` must be a number, not {scale!r}.")
-    null = config.null_class if null_class is None else integer("null_class", null_class)
+    null = config.null_class if null_class is None else as_integer("null_class", null_class)
     check(null is None or 0 <= null < count, f"`null_class` must be one of the classes 0 .. {count - 1}, not {null!r}.")
     if not traced and scale == 1:
         return None, None

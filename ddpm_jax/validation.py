@@ -73,7 +73,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def integer(name: str, value: Any) -> int:
+def as_integer(name: str, value: Any) -> int:
     """Return an argument as an int; refuse what is none."""
     try:
         if isinstance(value, bool):
@@ -83,9 +83,9 @@ def integer(name: str, value: Any) -> int:
         raise TypeError(f"`{name}` must be an integer, not {value!r}.") from None
 
 
-def positive(name: str, value: Any) -> int:
+def as_positive(name: str, value: Any) -> int:
     """Return an argument as an int from 1 up."""
-    value = integer(name, value)
+    value = as_integer(name, value)
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, not {value}.")
     return value

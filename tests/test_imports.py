@@ -33,7 +33,7 @@ DOORS = {
     "safetensors": {"checkpoint/diffusers.py"},
     "huggingface_hub": {"checkpoint/hub.py"},
     "jaxtyping": {"types.py"},
-    "tyro": {"cli/__init__.py", "cli/sampling.py", "cli/checkpoints.py", "cli/compile.py"},
+    "tyro": {"cli/__init__.py", "cli/arguments.py", "cli/sampling.py", "cli/checkpoints.py", "cli/compile.py"},
     "tqdm": {"cli/sampling.py", "progress.py"},
     "scipy": {"samplers/grids.py"},
     "matplotlib": {"plotting.py"},

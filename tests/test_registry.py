@@ -124,7 +124,7 @@ def test_knobs_win_over_those_of_the_file():
     assert samplers.from_config(items) == DDIM(steps_offset=1, thresholding=True)  # clipping has no part in it
     grid = samplers.from_config(items, timesteps=(900, 500, 0), thresholding=False)
     assert grid == DDIM(timesteps=(900, 500, 0), clip=2.0)
-    with pytest.raises(ValueError, match="`clip` 0.5 does nothing here: it acts where `thresholding` is false"):
+    with pytest.raises(ValueError, match="`clip` does nothing here, set to 0.5: it acts where `thresholding` is false"):
         samplers.from_config(items, clip=0.5)
     single = {"_class_name": "DPMSolverSinglestepScheduler"}
     ends = samplers.from_config(single, final_sigmas_type="sigma_min")

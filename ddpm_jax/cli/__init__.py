@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from ddpm_jax.cli.arguments import in_flags
 from ddpm_jax.cli.checkpoints import convert, ema, export, info
 from ddpm_jax.cli.compile import compile
 from ddpm_jax.cli.sampling import sample
@@ -15,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 1 and one line on stderr where the input is wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
     plain = (sample, ema, compile, convert, export, info)
+    commands = {command.__name__: tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(command) for command in plain}
     try:
-        commands = {command.__name__: tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(command) for command in plain}
         if not argv or argv[0] not in commands:  # the others need not wait for the imports of training
             # a preset may set a flag, which --no-flag unsets
             commands["train"] = train_command(argv)
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except (ValueError, OSError) as error:
-        print(f"ddpm-jax: {error}", file=sys.stderr)
+        command = commands.get(argv[0]) if argv else None
+        print(f"ddpm-jax: {in_flags(str(error), command)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("ddpm-jax: interrupted", file=sys.stderr)

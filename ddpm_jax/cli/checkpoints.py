@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from ddpm_jax.cli.sampling import describe
+from ddpm_jax.cli.arguments import describe
 
 StorageDtype = Literal["float32", "float16", "bfloat16"]
 

@@ -48,7 +48,10 @@ def check_effects(sampler: Any) -> None:
     fields = type(sampler).__dataclass_fields__
     for name, words in idle_knobs(type(sampler), {name: getattr(sampler, name) for name in fields}).items():
         value, default = getattr(sampler, name), fields[name].default
-        check(False, f"`{name}` {value!r} does nothing here: it acts {words}. Leave it at its default, {default!r}.")
+        check(
+            False,
+            f"`{name}` does nothing here, set to {value!r}: it acts {words}. Leave it at its default, {default!r}.",
+        )
 
 
 def with_effects(sampler: type, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
