@@ -148,15 +148,15 @@ class UNetConfig:
             (24, 24)
         """
         least, size = self.smallest_size, size or self.image_size
-        way_out = "`dataclasses.replace(unet, sample_size={})` is a config that does."
-        check(size, "The config says no `sample_size`, the size of images to draw. " + way_out.format(8 * least))
+        example = "`dataclasses.replace(unet, sample_size={})`"
+        check(size, f"The config has no `sample_size`: give it one to say which images, {example.format(8 * least)}.")
         below = tuple(max(side // least, 1) * least for side in size)
         above = tuple(-(-side // least) * least for side in size)
         check(
             above == tuple(size),
             f"`sample_size` {_shown(size)} cannot be halved {len(self.block_out_channels) - 1} times, which the "
-            f"{len(self.block_out_channels)} levels of this network need: sides must be multiples of {least}. "
-            f"{' and '.join(dict.fromkeys(map(_shown, (below, above))))} can be drawn. {way_out.format(_shown(above))}",
+            f"{len(self.block_out_channels)} levels of this network need: sides must be multiples of {least}. Draw at "
+            f"{' or '.join(dict.fromkeys(map(_shown, (below, above))))} instead: {example.format(_shown(above))}.",
         )
         return size
 

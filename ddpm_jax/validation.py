@@ -22,8 +22,8 @@ def known_items(items: Mapping[str, Any], known: Collection[str], owner: str) ->
     """Return the items of a JSON file that are fields of what it describes.
 
     An unknown key that asks for nothing (null, false, empty) is passed over, any other one with a warning, as diffusers
-    does. A key that is nearly the name of a field is refused: it was meant to act. It is compared with the fields that
-    the file does not give, and less readily with the others.
+    does. A key that is nearly the name of a field is refused: it was meant to act. What asks for something is compared
+    with the fields that the file does not give less strictly than with the others.
 
     Args:
         items: of the file.
@@ -37,12 +37,12 @@ def known_items(items: Mapping[str, Any], known: Collection[str], owner: str) ->
         >>> known_items({"act_fn": "relu", "cross_attention": None}, ["act_fn", "dropout"], "A network")
         {'act_fn': 'relu'}
     """
-    foreign = [name for name, value in items.items() if name not in known and value]
-    for name in foreign:
-        meant = nearest(name, set(known) - items.keys(), 0.8) or nearest(name, known, 0.9)
+    foreign = {name: value for name, value in items.items() if name not in known and value is not None}
+    for name, value in foreign.items():
+        meant = nearest(name, known, 0.9) or (value and nearest(name, set(known) - items.keys(), 0.8))
         check(not meant, f"{owner} has no field `{name}`.{meant} Correct its name, or take it out of the file.")
-    if foreign:
-        listed = ", ".join(f"`{name}`" for name in foreign)
+    listed = ", ".join(f"`{name}`" for name, value in foreign.items() if value)
+    if listed:
         warnings.warn(f"{owner} has no field {listed}: passed over, as diffusers does.", stacklevel=3)
     return {name: value for name, value in items.items() if name in known}
 

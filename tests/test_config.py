@@ -129,6 +129,7 @@ def test_descriptive_keys_pass_with_a_warning(extra):
             "`cross_attention_dim` 768 is a field of UNet2DConditionModel.*take the key out",
         ),
         ({"upcast_attention": True}, "is a field of UNet2DConditionModel"),
+        ({"add_atention": False}, "Did you mean `add_attention`"),
         ({"conv_in_kernel": 1}, "is a field of UNet2DConditionModel"),
     ],
 )
@@ -140,10 +141,10 @@ def test_keys_that_were_meant_to_act_are_refused(items, message):
 @pytest.mark.parametrize(
     "size, message",
     [
-        (28, "`sample_size` 28 cannot be halved 3 times.*multiples of 8. 24 and 32 can be drawn"),
-        ((28, 32), r"`sample_size` \(28, 32\) cannot be.*\(24, 32\) and 32 can be drawn"),
-        (4, "multiples of 8. 8 can be drawn"),
-        (None, "says no `sample_size`"),
+        (28, "`sample_size` 28 cannot be halved 3 times.*multiples of 8. Draw at 24 or 32 instead"),
+        ((28, 32), r"`sample_size` \(28, 32\) cannot be.*Draw at \(24, 32\) or 32 instead"),
+        (4, "multiples of 8. Draw at 8 instead"),
+        (None, "has no `sample_size`"),
     ],
 )
 def test_sizes_that_cannot_be_drawn(size, message):
@@ -216,7 +217,8 @@ def test_predict_epsilon_of_old_versions():
     "items, message",
     [
         ({"beta_strat": 0.1}, "has no field `beta_strat`. Did you mean `beta_start`"),
-        ({"clip_smaple": False, "clip_sampel_range": 2.0}, "Did you mean `clip_sample_range`"),
+        ({"clip_smaple": False}, "Did you mean `clip_sample`"),
+        ({"clip_sampel_range": 2.0}, "Did you mean `clip_sample_range`"),
         ({"beta_schedule": "cosine"}, "`beta_schedule` 'cosine' is unknown"),
         ({"beta_start": -1}, r"`beta_start` must be in \(0, 1\]"),
         ({"num_train_timesteps": 0}, "`num_train_timesteps` must be a positive integer"),

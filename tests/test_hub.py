@@ -108,7 +108,10 @@ def hub(tmp_path_factory):
     ddpm_jax.save(ddpm_jax.Params(make_params().weights, ddim), root / "pipeline", format="diffusers")
     ours = root / "ours"
     ddpm_jax.save(make_params(2), ours)
+    for step in (500, 1000):
+        write_flat(root / f"run/checkpoint-{step}/unet", make_params(), scheduler=None)
     Hub.repositories = {
+        "someone/run": root / "run",
         "google/ddpm-test": test,
         "google/truncated": test,
         "someone/empty": root / "empty",
@@ -195,6 +198,9 @@ def test_errors_and_options(hub, tmp_path):
         {"source": "someone/pipeline", "subfolder": "unet"},
         {"source": "a--b"},
         {"source": "google/ddpm-test", "revision": COMMIT, "cache_dir": str(cache)},
+        {"source": "someone/run"},
+        {"source": "someone/run", "subfolder": "checkpoint-500"},
+        {"source": "someone/nested"},
     )
     results = load_there(hub, tmp_path / "home", *scenarios)
     expected = [
@@ -217,6 +223,9 @@ def test_errors_and_options(hub, tmp_path):
     assert results[11] == [total_of(0), "DDIMScheduler"]  # the scheduler lies beside unet/
     assert results[12][0] == "ValueError" and "no id of the hub" in results[12][1]
     assert results[13][0] == total_of(0) and cache.is_dir()
+    assert results[14][1].endswith("What can be opened is `subfolder` checkpoint-500 or checkpoint-1000.")
+    assert results[15] == [total_of(0), "DDPMScheduler"]
+    assert results[16][1].endswith("What can be opened is `subfolder` inner.")
 
 
 def test_an_existing_folder_wins(tmp_path, monkeypatch):

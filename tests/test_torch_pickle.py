@@ -52,6 +52,28 @@ def test_live_against_torch(tmp_path, zipped):
         np.testing.assert_array_equal(tensors[name].astype(np.float32), tensor.float().numpy())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("zipped", [True, False])
+def test_live_what_is_no_state_dict(tmp_path, zipped):
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    path, save = tmp_path / "x.bin", lambda item: torch.save(item, path, _use_new_zipfile_serialization=zipped)
+    save({"model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": 3, "loss": 0.5})
+    tensors = read_torch_pickle(path)
+    np.testing.assert_array_equal(tensors["model.weight"], net.weight.detach().numpy())
+    assert "optimizer.state.0.exp_avg" in tensors
+    for whole in (net, torch.nn.DataParallel(net), {"model": net}):
+        save(whole)
+        with pytest.raises(ValueError, match="a whole network of torch"):
+            read_torch_pickle(path)
+    save(optimizer)
+    with pytest.raises(ValueError, match="asks for torch.optim.adamw.AdamW, which is not needed for tensors; in torch"):
+        read_torch_pickle(path)
+
+
 class Storage:
     """Something whose pickle is a persistent id, as torch's storages are."""
 
@@ -251,6 +273,56 @@ for path in {paths!r}:
     lines = result.stdout.splitlines()
     assert result.returncode == 0 and len(lines) == len(FLOODS), (lines, result.stderr[-2000:])
     assert all(line.startswith("refused") for line in lines), lines
+
+
+def test_nested_dicts(tmp_path):
+    """What trainers save: the tensors come out under dotted names, and the rest is left out."""
+    storages = {str(i): np.full(4, i, np.float32).tobytes() for i in range(3)}
+    model, average, moment = ({"w": tensor(Storage(key=str(i)))} for i in range(3))
+    content = {"model": model, "ema": average, "optimizer": {"state": {0: moment}, "param_groups": [{"lr": 1e-3}]}}
+    path = write(tmp_path / "x.ckpt", content | {"step": 5, "note": "x", "same": model}, storages=storages)
+    tensors = read_torch_pickle(path)
+    assert tensors.keys() == {"model.w", "ema.w", "optimizer.state.0.w"}
+    for i, name in enumerate(("model.w", "ema.w", "optimizer.state.0.w")):
+        np.testing.assert_array_equal(tensors[name], np.full((2, 2), i))
+
+
+DEEP = {"w": tensor()}
+for _ in range(9):
+    DEEP = {"x": DEEP}
+NESTED = {
+    "without tensors": ({"model": {"step": 3}}, "holds no tensor"),
+    "two of a name": ({"a": {"w": tensor()}, "a.w": tensor()}, "holds 'a.w' twice"),
+    "too deep": (DEEP, "nested more than 8 deep"),
+    "long names": ({"x" * 300: {"w": tensor()}}, "under long names"),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_odd_nested_dicts(tmp_path, name):
+    content, message = NESTED[name]
+    with pytest.raises(ValueError, match=message):
+        read_torch_pickle(write(tmp_path / "x.bin", content))
+
+
+@pytest.mark.parametrize("module, name", [("torch.nn.modules.container", "Sequential"), ("__main__", "Net")])
+@pytest.mark.parametrize("nested", [False, True])
+def test_whole_networks_are_named_for_what_they_are(tmp_path, module, name, nested):
+    net = Call(module, name, {"_forward_pre_hooks": None})
+    path = write(tmp_path / "x.bin", {"model": net, "epoch": 3} if nested else net)
+    with pytest.raises(ValueError, match=rf"a whole network of torch \({module}.{name}\).*state_dict") as error:
+        read_torch_pickle(path)
+    assert "attack" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["torch.optim.adam.Adam", "argparse.Namespace", "numpy.core.multiarray.scalar"])
+def test_what_trainers_add_is_no_attack(tmp_path, name):
+    module, _, kind = name.rpartition(".")
+    with pytest.raises(ValueError, match=f"asks for {name}, .*saves the tensors alone") as error:
+        read_torch_pickle(write(tmp_path / "x.bin", {"state_dict": {"w": tensor()}, "more": Call(module, kind)}))
+    assert "attack" not in str(error.value)
+    with pytest.raises(ValueError, match="asks for os.system, .*may be an attack"):
+        read_torch_pickle(write(tmp_path / "x.bin", Call("os", "system", "ls")))
 
 
 def test_copies_of_the_same_bytes(tmp_path):

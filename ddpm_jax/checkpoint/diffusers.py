@@ -30,6 +30,10 @@ from ddpm_jax.schedule import betas
 from ddpm_jax.validation import freeze
 
 WEIGHTS = "diffusion_pytorch_model"
+# Of a pipeline's other components, by name or class: those that give the UNet's input or output another meaning, and
+# those that only look at the finished images.
+_CHANGING = re.compile("(?i)vae|vq|latent|encoder|decoder|tokenizer|text|prior|controlnet|adapter")
+_HARMLESS = re.compile("(?i)^mel$|feature_extractor|safety_checker|processor|watermark|vocoder")
 _LFS_POINTER = b"version https://git-lfs"
 # What diffusers reads; a writer states the version whose format it follows.
 _DIFFUSERS_VERSION = "0.42.1"
@@ -106,8 +110,12 @@ def find_layout(names: Collection[str], *, variant: str | None = None, ema: bool
         if single in names:
             return Layout(f"{root}config.json", scheduler, (single,), None, pipeline)
     wanted = f"{WEIGHTS}.{variant}" if variant else WEIGHTS
+    others = sorted(
+        name for name in names if re.fullmatch(rf"{re.escape(root)}[^/]+\.(safetensors|bin|pt|pth|ckpt)", name)
+    )
     raise FileNotFoundError(
-        f"There is no {root}{wanted}.safetensors or .bin among {_some(names)}.{_variants(names, stem)}"
+        f"There is no {root}{wanted}.safetensors or .bin among {_some(names)}."
+        + (_variants(names, stem) or (f" Should {others[0]} have that name?" if others else ""))
     )
 
 
@@ -145,13 +153,13 @@ def read_folder(folder: Path, layout: Layout, *, dtype: str = "float32", schedul
             not fit it.
     """
     if layout.pipeline:
-        _refuse_other_pipelines(folder / layout.pipeline)
+        _check_pipeline(folder, layout)
     items = read_json(folder / layout.config)
     family = items.get("_class_name", "UNet2DModel")
     if family not in ("UNet2DModel", "UNetModel", "UNetUnconditionalModel"):
         raise ValueError(
             f"{folder / layout.config} describes a {family}; ddpm_jax opens pixel-space UNet2DModel checkpoints, "
-            "unconditional or class-conditional."
+            "unconditional or class-conditional. diffusers opens it."
         )
     unet = dataclasses.replace(UNetConfig.from_dict(items), dtype=dtype)
     schedule, sampler = ScheduleConfig(), SamplerConfig()
@@ -173,18 +181,30 @@ def read_folder(folder: Path, layout: Layout, *, dtype: str = "float32", schedul
     return from_state_dict(read_weights(folder, layout), config)
 
 
-def _refuse_other_pipelines(path: Path) -> None:
-    """Refuse a pipeline whose UNet does not make pixels: one with more than a UNet and a scheduler."""
-    items = read_json(path)
-    others = [
-        name
+def _check_pipeline(folder: Path, layout: Layout) -> None:
+    """Refuse a pipeline whose UNet does not make pixels, or not of noise alone; pass what only goes with its images."""
+    items = read_json(folder / layout.pipeline)
+    others = {
+        name: str(value[-1])
         for name, value in items.items()
         if not name.startswith("_") and name not in ("unet", "scheduler") and isinstance(value, list) and any(value)
-    ]
-    if others:
+    }
+    others = {name: kind for name, kind in others.items() if not _HARMLESS.search(name)}
+    latent = [name for name, kind in others.items() if _CHANGING.search(f"{name} {kind}")]
+    root = layout.config.removesuffix("config.json").rstrip("/")
+    way_out = f"with `subfolder` {root!r}" if root else f"without these entries of {layout.pipeline}"
+    if latent:
         raise ValueError(
-            f"{path} describes a {items.get('_class_name', 'pipeline')} with {', '.join(sorted(others))} beside its "
-            "UNet: a latent or conditional model. ddpm_jax opens pixel-space pipelines: a UNet2DModel and a scheduler."
+            f"{folder / layout.pipeline} describes a {items.get('_class_name', 'pipeline')} with {', '.join(latent)} "
+            "beside its UNet: a latent or conditional model. ddpm_jax opens pixel-space pipelines: a UNet2DModel and a "
+            f"scheduler. The UNet alone, whatever its output means, opens {way_out}."
+        )
+    if others:
+        unknown = ", ".join(f"{name} ({kind})" for name, kind in others.items())
+        warnings.warn(
+            f"{folder / layout.pipeline} has {unknown} beside its UNet: passed over, the UNet's output is taken "
+            "for pixels.",
+            stacklevel=3,
         )
 
 
@@ -229,6 +249,10 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}). Download it again.") from error
+    except (AttributeError, KeyError) as error:  # how safetensors.numpy meets 8 bits
+        raise ValueError(
+            f"{path} holds tensors of a dtype that is not read here ({error}): store it in float32 or bfloat16."
+        ) from error
 
 
 def _class_notes(config: Config) -> dict[str, Any]:

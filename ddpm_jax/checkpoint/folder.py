@@ -5,6 +5,7 @@ is the one place that imports orbax.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.checkpoint.state_dict import named_leaves, raise_if_misfits
+from ddpm_jax.checkpoint.state_dict import named_leaves, raise_if_misfits, raise_if_not_finite
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.files import read_json, stored, write_json
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params
 from ddpm_jax.types import PyTree
-from ddpm_jax.validation import check, freeze, nearest
+from ddpm_jax.validation import check, freeze, known_items
 
 MARKER = "ddpm_jax.json"
 WEIGHTS = "weights"
@@ -103,6 +104,7 @@ def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
             weights = checkpointer.restore(path, target)
         except Exception as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+    raise_if_not_finite(weights)
     return Params(weights=jax.device_put(weights), config=config)
 
 
@@ -114,7 +116,7 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path, *, ema: bool | None = None, dtype: str = "float32") -> Params:
     """Read the weights of a training run's newest checkpoint: the averaged ones, unless `ema` is False.
 
-    A checkpoint that is damaged is passed over.
+    A checkpoint that is damaged, or holds NaN, is passed over with a warning.
 
     Raises:
         FileNotFoundError: there is no checkpoint yet.
@@ -129,9 +131,14 @@ def read_run(folder: Path, *, ema: bool | None = None, dtype: str = "float32") -
     errors = []
     for step in reversed(steps):
         try:
-            return Params(weights=jax.device_put(read_weights(parts, step, name, config)), config=config)
+            weights = read_weights(parts, step, name, config)
+            raise_if_not_finite(weights)
         except Exception as error:
             errors.append(f"{step}: {str(error).strip().splitlines()[0][:200]}")
+            continue
+        if errors:
+            warnings.warn(f"The checkpoint of step {step} in {folder} is opened; {'; '.join(errors)}.", stacklevel=2)
+        return Params(weights=jax.device_put(weights), config=config)
     raise ValueError(f"No checkpoint of {folder} can be read ({'; '.join(errors)}).")
 
 
@@ -163,19 +170,29 @@ def read_config(folder: Path, *, dtype: str = "float32") -> Config:
         check(isinstance(items.get(name), dict), f"{folder / MARKER} has no `{name}`.")
     unet = dataclasses.replace(UNetConfig.from_dict(items["unet"]), dtype=dtype)
     known = {field.name for field in dataclasses.fields(ScheduleConfig)}
-    for name in items["schedule"]:
-        check(name in known, f"A schedule has no field `{name}`.{nearest(name, known)}")
-    schedule = ScheduleConfig(**{name: freeze(value) for name, value in items["schedule"].items()})
-    knobs = sorted((name, freeze(value)) for name, value in items["sampler"].get("items", {}).items())
-    sampler = SamplerConfig(items["sampler"]["class_name"], tuple(knobs))
-    null_class = items["null_class"] if "null_class" in items else _null_class_of_old_run(folder, items, unet)
-    return Config(unet, schedule, sampler, freeze(items.get("class_names") or ()), null_class)
+    values = known_items(items["schedule"], known, "A schedule")
+    schedule = ScheduleConfig(**{name: freeze(value) for name, value in values.items()})
+    class_name, knobs = items["sampler"].get("class_name"), items["sampler"].get("items") or {}
+    good = isinstance(class_name, str) and isinstance(knobs, dict)
+    check(good, f"{folder / MARKER}: `sampler` must be a `class_name` and `items`, not {items['sampler']!r}.")
+    sampler = SamplerConfig(class_name, tuple(sorted((name, freeze(value)) for name, value in knobs.items())))
+    if "null_class" not in items:  # of version 0.1
+        items |= _classes_of_old_run(folder, unet)
+    return Config(unet, schedule, sampler, freeze(items.get("class_names") or ()), items.get("null_class"))
 
 
-def _null_class_of_old_run(folder: Path, items: dict[str, Any], unet: UNetConfig) -> int | None:
-    """Return what a run of version 0.1 did not write down: with label dropout its last row stood for no class."""
-    record = folder / ((items.get("source") or {}).get("trained_by") or "")
-    if not record.is_file() or unet.num_class_embeds is None:
-        return None
-    dropped = read_json(record).get("config", {}).get("objective", {}).get("label_dropout")
-    return unet.num_class_embeds - 1 if dropped else None
+def _classes_of_old_run(folder: Path, unet: UNetConfig) -> dict[str, Any]:
+    """Return what a run of version 0.1 kept in its record alone; with label dropout its last row stood for no class."""
+    record = read_record(folder)
+    if not record or unet.num_class_embeds is None:
+        return {}
+    dropped = record.get("config", {}).get("objective", {}).get("label_dropout")
+    names = record.get("data", {}).get("classes")
+    return {"class_names": names, "null_class": unet.num_class_embeds - 1 if dropped else None}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of the run that a folder is of, all its settings and data; empty for what is no run."""
+    source = read_json(folder / MARKER).get("source") if (folder / MARKER).is_file() else None
+    record = folder / ((source or {}).get("trained_by") or "")
+    return read_json(record) if record.is_file() else {}

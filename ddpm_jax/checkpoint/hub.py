@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ddpm_jax.checkpoint.diffusers import Layout, find_layout
 from ddpm_jax.checkpoint.folder import MARKER, is_ours
+from ddpm_jax.checkpoint.nearby import natural, opens
 
 _REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -123,9 +124,22 @@ def _wanted(repo_id: str, names: list[str], prefix: str, variant: str | None, em
     try:
         layout: Layout = find_layout(below, variant=variant, ema=ema)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{repo_id} on the hub: {error}") from error
+        raise FileNotFoundError(f"{repo_id} on the hub: {error}{_elsewhere(below, prefix)}") from error
     wanted = [f"{prefix}{name}" for name in layout.files]
     if layout.scheduler is None and prefix:  # beside a bare unet/
         parent = prefix.rstrip("/").rpartition("/")[0]
         wanted.append(f"{parent}/scheduler/scheduler_config.json".lstrip("/"))
     return wanted
+
+
+def _elsewhere(names: list[str], prefix: str) -> str:
+    """Say which folders among names can be opened, for a message."""
+    found = []
+    for parts in (name.split("/") for name in names if name.endswith(("/config.json", f"/{MARKER}"))):
+        for folder in ("/".join(parts[:-2]), "/".join(parts[:-1])):
+            below = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
+            if folder and folder not in found and opens(below):
+                found.append(folder)
+                break
+    shown = " or ".join(prefix + folder for folder in sorted(found, key=natural))
+    return f" What can be opened is `subfolder` {shown}." if found else ""

@@ -47,10 +47,34 @@ _DTYPES = {
 _MAX_INSTRUCTIONS = 2_000_000  # a network of a thousand tensors needs some forty thousand
 _MAX_DIMENSIONS = 64
 _MAX_TEXT = 4096
+_MAX_SEARCHED = 64 * 2**20
+
+
+# Where classes come from that trainers' files often hold beside the tensors.
+_LIBRARIES = ("torch.nn.", "torch.optim.", "numpy.core.", "numpy._core.", "diffusers.", "transformers.", "accelerate.")
+_LIBRARIES += ("lightning.", "pytorch_lightning.", "omegaconf.", "argparse.", "pathlib.", "collections.")
+_MODULE_MARK = b"_forward_pre_hooks"  # stands in the state of every torch.nn.Module
 
 
 class Refused(Exception):
     """What the file asks for is not to be had here."""
+
+
+class Foreign(Refused):
+    """The file asks for a class or function that is no tensor's."""
+
+    def __init__(self, name: str):
+        self.name = name
+        super().__init__(f"its pickle asks for {name}, which is not needed for tensors and may be an attack")
+
+    def explained(self, rest: bytes) -> Refused:
+        """Say more of what asks for it, from what follows in the pickle: text that is searched and never run."""
+        way_out = "in torch, `torch.save(model.state_dict(), path)` saves the tensors alone"
+        if _MODULE_MARK in rest:
+            return Refused(f"it holds a whole network of torch ({self.name}), whose code is not run; {way_out}")
+        if self.name.startswith(_LIBRARIES):
+            return Refused(f"its pickle asks for {self.name}, which is not needed for tensors; {way_out}")
+        return self
 
 
 def shown(value: Any) -> str:
@@ -223,6 +247,12 @@ class Machine:
 
     def run(self, file: io.BufferedIOBase) -> Any:
         """Execute one pickle, from where the file stands up to its STOP."""
+        try:
+            return self._run(file)
+        except Foreign as error:
+            raise error.explained(file.read(_MAX_SEARCHED)) from None
+
+    def _run(self, file: io.BufferedIOBase) -> Any:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if number >= _MAX_INSTRUCTIONS:
                 raise Refused(f"its pickle has more than {_MAX_INSTRUCTIONS} instructions")
@@ -368,5 +398,5 @@ def _allowed(module: Any, name: Any) -> Name:
         raise Refused("its pickle asks for a name that is no text")
     known = Name(module, name)
     if known not in _CALLS and known not in _MENTIONS:
-        raise Refused(f"its pickle asks for {str(known)[:200]}, which is not needed for tensors and may be an attack")
+        raise Foreign(str(known)[:200])
     return known

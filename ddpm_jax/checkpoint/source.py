@@ -1,12 +1,14 @@
 """`load` and `save`: what a user names (a hub id, a folder, nothing) to Params, and Params to a folder."""
 
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ddpm_jax.checkpoint import hub
+from ddpm_jax.checkpoint import hub, nearby
 from ddpm_jax.checkpoint.diffusers import find_layout, read_folder, write_folder
 from ddpm_jax.checkpoint.folder import MARKER, is_ours, is_run, read_ours, read_run, write_ours
+from ddpm_jax.checkpoint.state_dict import raise_if_not_finite
 from ddpm_jax.files import check_new_folder, check_storage_dtype, new_folder, read_json
 from ddpm_jax.params import Params, check_params
 from ddpm_jax.validation import check
@@ -14,6 +16,7 @@ from ddpm_jax.validation import check
 BUNDLED = Path(__file__).parent.parent / "demo"  # checkpoints that come with the package, by their names
 DEMO = "produce-32"  # the one that is opened where none is named
 _FORMATS = ("ddpm_jax", "diffusers")
+_OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
 # An existing folder is only ever overwritten if it holds one of these.
 _MARKS = (MARKER, "model_index.json")
 
@@ -45,15 +48,15 @@ def load(
     """Open a checkpoint: weights and all that they are, as one pytree.
 
     Args:
-        source: a folder (of diffusers in any layout, ours, or a training run's), which wins over all else of the same
-            name; "produce-32" or "digits-16", which come with the package; an id of the Hugging Face hub,
-            "google/ddpm-cat-256"; None for the demo, produce-32.
+        source: a folder (of diffusers in any layout, ours, a training run's, or models--owner--name of the hub's
+            cache), which wins over all else of the same name; "produce-32" or "digits-16", which come with the
+            package; an id of the Hugging Face hub, "google/ddpm-cat-256"; None for the demo, produce-32.
         revision: branch, tag or commit on the hub.
         variant: "fp16" opens diffusion_pytorch_model.fp16.safetensors.
         subfolder: of the folder or repository.
         token: for private repositories; True for the one you are logged in with.
         cache_dir: of the hub; by default that of huggingface_hub.
-        local_files_only: do not ask the hub.
+        local_files_only: do not ask the hub. This, `revision`, `token` and `cache_dir` are refused for a folder.
         ema: True opens `unet_ema/`, False `unet/`, None `unet/` where it exists; of a training run's folder the
             averaged weights, unless it is False.
         dtype: what convolutions and dense layers compute in, "float32" or "bfloat16"; weights are float32 in memory.
@@ -62,9 +65,10 @@ def load(
         Params, on no device in particular.
 
     Raises:
-        FileNotFoundError: nothing of that name, or no checkpoint in it; says where it looked.
+        FileNotFoundError: nothing of that name, or no checkpoint in it; says where it looked, and what opens nearby.
         PermissionError, ConnectionError: the hub wants a token, or cannot be reached.
-        ValueError: a config or weights that are broken, not UNet2DModel's, or do not fit each other.
+        ValueError: a config or weights that are broken, not UNet2DModel's, hold NaN or do not fit each other; an option
+            that does not go with the source.
 
     Example:
         >>> params = load()
@@ -92,23 +96,33 @@ def locate(source: str | Path | None = None, *, subfolder: str | None = None, **
     if source is None or (not path.exists() and name in bundled()):
         path, known = BUNDLED / name, {"model": f"{name} (comes with ddpm_jax)"}
     if path.is_dir():
-        if options.get("revision") is not None:
-            raise ValueError(f"`revision` is for the hub, but {path} is a folder on this machine.")
+        for option in _OF_THE_HUB:
+            given = options.get(option) not in (None, False)
+            check(not given, f"`{option}` is for the hub, but {path} is a folder on this machine: leave it out.")
+        if nearby.is_cached_repository(path):
+            path, known = nearby.snapshot(path)
         folder = path / subfolder if subfolder else path
         if not folder.is_dir():
-            raise FileNotFoundError(f"{path} has no folder {subfolder}.")
+            raise FileNotFoundError(f"{path} has no folder {subfolder}.{nearby.hint(path)}")
         if (folder / MARKER).is_file():
             known = read_json(folder / MARKER).get("source")
         return Located(folder, known or {"model": str(path)})
     if path.exists():
-        raise FileNotFoundError(f"{path} is a file; name the folder that holds config.json and the weights.")
+        hint = nearby.hint(path) or " Without a config weights open with `from_state_dict` alone."
+        raise FileNotFoundError(f"{path} is a file; name the folder that holds config.json and the weights.{hint}")
     if not hub.looks_like_repo_id(name):
         raise FileNotFoundError(
             f"There is no folder {path}, and {name!r} is neither an id of the hub (owner/name) nor among those that "
-            f"come with the package, {bundled()}."
+            f"come with the package, {bundled()}.{_repo_id_in(name)}"
         )
     folder, commit = hub.download(name, subfolder=subfolder, **options)
     return Located(folder, {"model": name, "revision": commit})
+
+
+def _repo_id_in(name: str) -> str:
+    """Say which id of the hub an address stands for, for a message."""
+    address = re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", name)
+    return f" The id in it is {address[1]}." if address else ""
 
 
 def bundled() -> list[str]:
@@ -123,7 +137,7 @@ def bundled() -> list[str]:
 
 def read(folder: Path, *, variant: str | None = None, ema: bool | None = None, dtype: str = "float32") -> Params:
     """Read the checkpoint in a folder, whichever format it has."""
-    names = [path.relative_to(folder).as_posix() for path in _files(folder)]
+    names = nearby.names_below(folder)
     if is_ours(names) and is_run(folder):
         check(variant is None, f"`variant` is for diffusers folders; {folder} is a training run.")
         return read_run(folder, ema=ema, dtype=dtype)
@@ -137,18 +151,11 @@ def read(folder: Path, *, variant: str | None = None, ema: bool | None = None, d
     try:
         layout = find_layout(names, variant=variant, ema=ema)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{folder}: {error}") from error
+        raise FileNotFoundError(f"{folder}: {error}{nearby.hint(folder)}") from error
     # a bare unet/ has its scheduler beside it, a trainer's checkpoint-500/ too
     beside = folder.absolute().parent / "scheduler" / "scheduler_config.json"
     scheduler = beside if layout.scheduler is None and beside.is_file() else None
     return read_folder(folder, layout, dtype=dtype, scheduler=scheduler)
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files at a folder's root and one level below; training output holds thousands deeper down."""
-    below = [path for path in folder.iterdir() if path.is_dir()]
-    everything = [*folder.iterdir(), *(path for part in below for path in part.iterdir())]
-    return [path for path in everything if path.is_file()]
 
 
 def save(
@@ -178,7 +185,7 @@ def save(
 
     Raises:
         TypeError: params is no `Params`.
-        ValueError: another format or dtype; values beyond float16's range.
+        ValueError: another format or dtype; weights that hold NaN, or values beyond float16's range.
         FileExistsError, NotADirectoryError, PermissionError: the folder exists or cannot be written.
 
     Example:
@@ -190,6 +197,7 @@ def save(
     check_params(params)
     check(format in _FORMATS, f"`format` must be one of {list(_FORMATS)}, not {format!r}.")
     check_storage_dtype(storage_dtype)
+    raise_if_not_finite(params.weights)
     folder = Path(folder).expanduser()
     with new_folder(folder, overwrite=overwrite, marks=_MARKS) as partial:
         if format == "diffusers":

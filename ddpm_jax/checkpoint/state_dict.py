@@ -6,12 +6,15 @@ conv_norm_out.weight                  [C]           <->  conv_norm_out/scale    
 """
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from ddpm_jax.checkpoint.unwrap import as_array, flattened, network_in
 from ddpm_jax.config import Config
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params
@@ -27,12 +30,15 @@ _OLD_ROOTS = {
     "downsample_blocks": "down_blocks",
     "upsample_blocks": "up_blocks",
 }
+# What data parallelism, `torch.compile` and checkpointing put before the names within what they wrap.
+_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 # Second names under which diffusers 0.0.x saved some tensors once more.
 _TWINS = {r"^time_proj\.W$": "time_proj.weight", r"\.(op|Conv2d_0)\.(weight|bias)$": r".conv.\2"}
+_MAX_LISTED = 8  # of a kind, in a message
 _FAMILIES = {
+    "model.diffusion_model.input_blocks.0.0.weight": "Stable Diffusion's original",
     "input_blocks.0.0.weight": "OpenAI's guided-diffusion or improved-diffusion",
     "temb.dense.0.weight": "the PyTorch port of Ho et al.'s checkpoints (pesser, ermongroup/ddim)",
-    "model.diffusion_model.input_blocks.0.0.weight": "Stable Diffusion's original",
     "all_modules.0.W": "Song et al.'s score_sde",
     "model.map_layer0.weight": "NVIDIA's EDM",
     "downs.0.0.mlp.1.weight": "lucidrains' denoising-diffusion-pytorch",
@@ -82,34 +88,55 @@ def to_state_dict(params: Params) -> dict[str, np.ndarray]:
     }
 
 
-def from_state_dict(state_dict: Mapping[str, np.ndarray], config: Config) -> Params:
+def from_state_dict(state_dict: Mapping[str, Any], config: Config) -> Params:
     """Return Params with the weights of a PyTorch state dict of `UNet2DModel`, as float32.
 
     The names of old diffusers versions are brought up to date (`query`, `key`, `value`, `proj_attn` in attentions).
+    What wrappers add to names (`_orig_mod.`, `module.`), a prefix of all and dicts around them are taken off.
+
+    Args:
+        state_dict: tensors of torch, arrays of numpy or JAX, or lists, by their names. They are copied.
+        config: what they are the weights of.
 
     Raises:
-        ValueError: lists every missing, unexpected and mis-shaped tensor; or names the family of a state dict that
-            is not diffusers'.
+        TypeError: no dict.
+        ValueError: lists missing, unexpected and mis-shaped tensors; names what is no tensor, tensors that hold NaN or
+            infinity, the family of a state dict that is not diffusers', the places of a network that is there twice.
 
     Example:
         >>> params = ddpm_jax.load("digits-16")
         >>> from_state_dict(to_state_dict(params), params.config).config == params.config
         True
     """
-    refuse_other_families(state_dict)
-    state_dict = _upgraded(state_dict)
     shapes = named_leaves(layout(config.unet).weights)
     expected = {torch_name(path): path for path in shapes}
+    state_dict = _network_tensors(state_dict, expected)
     wanted = {name: _to_torch(path, _hollow(shapes[path])).shape for name, path in expected.items()}
     raise_if_misfits({name: value.shape for name, value in state_dict.items()}, wanted)
+    raise_if_not_finite(state_dict)
     weights: dict = {}
     for name, path in expected.items():
         node = weights
         for module in path[:-1]:
             node = node.setdefault(module, {})
-        value = _from_torch(path, np.asarray(state_dict.pop(name)))  # so that the file's copy shrinks as ours grows
-        node[path[-1]] = jax.device_put(np.ascontiguousarray(value, np.float32))
+        value = _from_torch(path, state_dict.pop(name))  # so that the file's copy shrinks as ours grows
+        # a copy in any case: JAX may share the memory of what it is given
+        node[path[-1]] = jax.device_put(np.array(value, np.float32, order="C"))
     return Params(weights=weights, config=config)
+
+
+def _network_tensors(state_dict: Mapping[str, Any], expected: Collection[str]) -> dict[str, np.ndarray]:
+    """Return the network's tensors as arrays, by the names of today."""
+    leaves = flattened(state_dict)
+    refuse_other_families(leaves)
+    roots = {name.partition(".")[0] for name in expected} | _OLD_ROOTS.keys()
+    known = lambda name: name.partition(".")[0] in roots and _new_name(name) in expected
+    own, others = network_in(leaves, known)
+    groups = Counter(name.partition(".")[0] for name in others if getattr(leaves[name], "shape", ()))
+    if groups:
+        listed = ", ".join(f"`{group}` ({count})" for group, count in groups.items())
+        warnings.warn(f"The network's tensors are read; left out are those of {listed}.", stacklevel=4)
+    return _upgraded({name: as_array(name, value) for name, value in own.items()})
 
 
 def _hollow(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -121,28 +148,59 @@ def raise_if_misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, 
     """Compare the shapes of tensors by name.
 
     Raises:
-        ValueError: lists every missing, unexpected and mis-shaped tensor at once.
+        ValueError: lists missing, unexpected and mis-shaped tensors at once, and counts those it does not list.
     """
-    lines = [f"missing     {name} {list(wanted[name])}" for name in wanted.keys() - found.keys()]
-    lines += [f"unexpected  {name} {list(found[name])}" for name in found.keys() - wanted.keys()]
-    for name in wanted.keys() & found.keys():
-        if tuple(found[name]) != tuple(wanted[name]):
-            shapes = f"{list(found[name])} in the file, {list(wanted[name])} by the config"
-            lines.append(f"mis-shaped  {name}: {shapes}")
-    if lines:
-        listed = "\n  ".join(sorted(lines))
+    lines = {
+        "missing": [f"{name} {list(wanted[name])}" for name in sorted(wanted.keys() - found.keys())],
+        "mis-shaped": [
+            f"{name}: {list(found[name])} in the file, {list(wanted[name])} by the config"
+            for name in sorted(wanted.keys() & found.keys())
+            if tuple(found[name]) != tuple(wanted[name])
+        ],
+        "unexpected": [f"{name} {list(found[name])}" for name in sorted(found.keys() - wanted.keys())],
+    }
+    count = sum(map(len, lines.values()))
+    if count:
+        listed = [f"{kind:10}  {line}" for kind, names in lines.items() for line in _some(names)]
+        none = "None of the names is this network's. " if not wanted.keys() & found.keys() else ""
         raise ValueError(
-            f"The weights do not fit the config: {len(lines)} tensors are wrong, of {len(wanted)} it has.\n  {listed}\n"
-            "Is this the config of these weights?"
+            f"The weights do not fit the config: {count} tensors are wrong, of {len(wanted)} it has.\n  "
+            + "\n  ".join(listed)
+            + f"\n{none}Is this the config of these weights?"
         )
 
 
-def refuse_other_families(state_dict: Mapping[str, np.ndarray]) -> None:
+def _some(lines: list[str]) -> list[str]:
+    """The first lines of a list, and how many more there are."""
+    return lines if len(lines) <= _MAX_LISTED else [*lines[:_MAX_LISTED], f"and {len(lines) - _MAX_LISTED} more"]
+
+
+def raise_if_not_finite(weights: PyTree) -> None:
+    """Refuse weights, a state dict or a tree, that hold anything but numbers: whatever such a network draws is black.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity, or more than float32 can.
+    """
+    leaves, bad = named_leaves(weights), []
+    for path, value in leaves.items():
+        value = np.asarray(value)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not np.isfinite(np.sum(value, dtype=np.float32)):  # which is quick, and wrong for huge numbers alone
+                count = np.count_nonzero(~np.isfinite(value.astype(np.float32)))
+                bad += [f"{'/'.join(path)} ({count} of {value.size})"] if count else []
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(leaves)} tensors hold NaN or infinity: {', '.join(_some(bad))}. Such a network draws "
+            "nothing but black images. Its training had diverged, or its dtype was too narrow: take an earlier "
+            "checkpoint, or one in float32."
+        )
+
+
+def refuse_other_families(state_dict: Mapping[str, Any]) -> None:
     """Raise a ValueError for a state dict whose names are known to be of another code base."""
     for name in state_dict:
-        plain = name.removeprefix("module.")
         for mark, family in _FAMILIES.items():
-            if plain == mark:
+            if f".{name}".endswith(f".{mark}"):
                 raise ValueError(
                     f"These weights have the layout of {family} (they hold `{name}`), not diffusers' UNet2DModel. "
                     "Convert them with diffusers' scripts first."
@@ -152,15 +210,15 @@ def refuse_other_families(state_dict: Mapping[str, np.ndarray]) -> None:
                 f"These weights are a text-conditional UNet2DConditionModel (they hold `{name}`); ddpm_jax opens "
                 "unconditional and class-conditional pixel-space UNet2DModel checkpoints."
             )
-        if re.match(r"^(encoder|decoder)\.(down_blocks|up_blocks|conv_in)", name):
+        if re.match(r"^(.*\.)?(encoder|decoder)\.(down_blocks|up_blocks|conv_in)", name):
             raise ValueError(
                 f"These weights are an autoencoder (they hold `{name}`), the first stage of a latent model; ddpm_jax "
-                "opens pixel-space UNet2DModel checkpoints."
+                "opens pixel-space UNet2DModel checkpoints. Of a UNet beside it, pass the tensors alone."
             )
 
 
 def _upgraded(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Bring the names of old diffusers versions up to date, and drop what those saved twice.
+    """Bring the names of old diffusers versions up to date, free them of wrappers, and drop what was saved twice.
 
     Raises:
         ValueError: two tensors of the same new name that differ.
@@ -168,13 +226,14 @@ def _upgraded(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     result: dict[str, np.ndarray] = {}
     for name, value in state_dict.items():
         new = _new_name(name)
-        if new in result and not np.array_equal(result[new], value):
+        if new in result and not np.array_equal(result[new], value, equal_nan=True):
             raise ValueError(f"The weights hold `{new}` twice, once as `{name}`, with different values.")
         result[new] = value
     return result
 
 
 def _new_name(name: str) -> str:
+    name = ".".join(word for word in name.split(".") if word not in _WRAPPERS)
     for old, new in _TWINS.items():
         name = re.sub(old, new, name)
     root, _, rest = name.partition(".")

@@ -18,16 +18,19 @@ from ddpm_jax.checkpoint.pickle_machine import STORAGES, Machine, Name, Refused,
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_PROTOCOL = 1001
 _MAX_PICKLE_BYTES = 64 * 2**20
+_MAX_DEPTH = 8
+_MAX_PREFIX = 256
 
 
 def read_torch_pickle(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a state dict that `torch.save` wrote.
+    """Read a state dict that `torch.save` wrote, or the state dicts of a trainer's file.
 
     Args:
-        path: a .bin, .pt or .pth file of either format.
+        path: a .bin, .pt, .pth or .ckpt file of either format.
 
     Returns:
-        The tensors by their names, C-contiguous; bfloat16 as `ml_dtypes.bfloat16`.
+        The tensors by their names, C-contiguous; bfloat16 as `ml_dtypes.bfloat16`. Those of nested dicts, such as
+        {"model": {...}, "optimizer": {...}, "step": 5}, have dotted names, and what is no tensor there is left out.
 
     Raises:
         ValueError: a pickle that asks for anything but tensors (the message names what), a truncated or corrupt file, a
@@ -157,9 +160,13 @@ def _read_legacy(file: io.BufferedIOBase, size: int) -> Any:
 def _state_dict(content: Any, size: int) -> dict[str, np.ndarray]:
     if not isinstance(content, dict):
         raise Refused(f"it holds a {type(content).__name__}, not a state dict of tensors by name")
+    if any(isinstance(value, dict) for value in content.values()):
+        content = _leaves(content)
     others = [shown(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(name, str) for name in content):
-        raise Refused(f"it holds more than tensors by name ({', '.join(others[:5])}): no plain state dict")
+        raise Refused(
+            f"it holds more than tensors by name ({', '.join(others[:5])}): no plain state dict; save that alone"
+        )
     tensors, total = {}, 0
     for name, tensor in content.items():
         tensors[name] = tensor.build(name)
@@ -167,3 +174,22 @@ def _state_dict(content: Any, size: int) -> dict[str, np.ndarray]:
         if total > 4 * size:  # weights that are tied share their bytes in the file, and few are
             raise Refused("its tensors are many copies of the same bytes")
     return tensors
+
+
+def _leaves(content: dict[Any, Any]) -> dict[str, Tensor]:
+    """Return the tensors of nested dicts by dotted names; each dict is read once, however often it stands there."""
+    leaves: dict[str, Tensor] = {}
+    waiting, seen = [("", content, 0)], {id(content)}
+    while waiting:
+        prefix, items, depth = waiting.pop()
+        if depth > _MAX_DEPTH or len(prefix) > _MAX_PREFIX:
+            raise Refused(f"its dicts are nested more than {_MAX_DEPTH} deep, or under long names")
+        for key, value in items.items():
+            if isinstance(value, Tensor) and leaves.setdefault(f"{prefix}{key}", value) is not value:
+                raise Refused(f"it holds {shown(f'{prefix}{key}')} twice")
+            if isinstance(value, dict) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append((f"{prefix}{key}.", value, depth + 1))
+    if not leaves:
+        raise Refused("it holds no tensor")
+    return leaves

@@ -1,7 +1,11 @@
 """The command line, `ddpm-jax COMMAND`. But for progress bars only this writes to the terminal."""
 
+import contextlib
+import functools
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
@@ -21,13 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not argv or argv[0] not in commands:  # the others need not wait for the imports of training
             # a preset may set a flag, which --no-flag unsets
             commands["train"] = train_command(argv)
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="ddpm-jax",
-            description="Sample from, train, convert and inspect denoising diffusion models in JAX.",
-            args=argv,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        _parse(argv, commands)()
     except (ValueError, OSError) as error:
         command = commands.get(argv[0]) if argv else None
         print(f"ddpm-jax: {in_flags(str(error), command)}", file=sys.stderr)
@@ -35,3 +33,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("ddpm-jax: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _parse(argv: Sequence[str], commands: dict[str, Callable[..., None]]) -> Callable[[], None]:
+    """Return the command with its arguments, ready to run; what is wrong with them is said in the words of flags."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: _deferred(command) for name, command in commands.items()},
+                prog="ddpm-jax",
+                description="Sample from, train, convert and inspect denoising diffusion models in JAX.",
+                args=argv,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    finally:
+        sys.stderr.write(in_flags(said.getvalue(), commands.get(argv[0]) if argv else None))
+
+
+def _deferred(command: Callable[..., None]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        return functools.partial(command, *args, **kwargs)
+
+    return prepared

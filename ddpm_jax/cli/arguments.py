@@ -13,7 +13,6 @@ from tyro.conf import Positional
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
 # What the library calls otherwise than the flag that it comes from.
 _ALIASES = {
-    "num_steps": "steps",
     "class_labels": "class_label",
     "first_index": "index",
     "overwrite": "force",
@@ -206,7 +205,7 @@ def _flags(command: Callable[..., Any]) -> dict[str, str]:
     from ddpm_jax.samplers import SAMPLERS
 
     knobs = {field.name for sampler in SAMPLERS.values() for field in dataclasses.fields(sampler)}
-    return {knob: f"--set {knob}=..." for knob in knobs} | flags | aliases
+    return {knob: f"--set {knob}=..." for knob in knobs} | {"num_steps": "--steps"} | flags | aliases
 
 
 def _flag(name: str) -> str:

@@ -1,12 +1,14 @@
 """`ddpm-jax convert | export | ema | info`: checkpoints."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
 from ddpm_jax.cli.arguments import describe
+from ddpm_jax.config import Config
 
+_MAX_CLASSES = 20  # that are named
 StorageDtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -34,6 +36,7 @@ def convert(
     """
     from ddpm_jax.checkpoint.folder import MARKER
     from ddpm_jax.checkpoint.source import check_target, locate, read, save
+    from ddpm_jax.params import count
 
     out = out if out is not None else Path("checkpoints") / Path(model).resolve().name
     check_target(out, overwrite=force)
@@ -42,7 +45,7 @@ def convert(
         raise ValueError(f"{model} is in ddpm_jax's own format already; `ddpm-jax export` goes the other way.")
     params = read(where.folder, variant=variant, ema=ema)
     save(params, out, storage_dtype=storage_dtype, overwrite=force, source=where.source)
-    print(f"{out}: {count(params):,} parameters in {storage_dtype}. ddpm_jax.load({str(out)!r}) opens it.")
+    print(f"{out}: {count(params.weights):,} parameters in {storage_dtype}. ddpm_jax.load({str(out)!r}) opens it.")
 
 
 def export(
@@ -60,13 +63,14 @@ def export(
         force: replace an existing checkpoint.
     """
     from ddpm_jax.checkpoint.source import check_target, load, save
+    from ddpm_jax.params import count
     from ddpm_jax.training import published
 
     check_target(out, overwrite=force)
     params, run = load(model), Path(model).expanduser()
     card = published.card(run) if published.is_run(run) else None
     save(params, out, format="diffusers", storage_dtype=storage_dtype, overwrite=force, card=card)
-    print(f"{out}: {count(params):,} parameters. diffusers' DiffusionPipeline.from_pretrained opens it.")
+    print(f"{out}: {count(params.weights):,} parameters. diffusers' DiffusionPipeline.from_pretrained opens it.")
 
 
 def ema(
@@ -88,13 +92,14 @@ def ema(
         force: replace an existing checkpoint.
     """
     from ddpm_jax.checkpoint.source import check_target, save
+    from ddpm_jax.params import count
     from ddpm_jax.training import published
 
     check_target(out, overwrite=force)
     params = published.average(run, length, step=step)
     source = {"run": str(run), "length": length, "step": step}
     save(params, out, storage_dtype=storage_dtype, overwrite=force, source=source)
-    print(f"{out}: {count(params):,} parameters. ddpm_jax.load({str(out)!r}) opens it.")
+    print(f"{out}: {count(params.weights):,} parameters. ddpm_jax.load({str(out)!r}) opens it.")
 
 
 def info(
@@ -112,19 +117,26 @@ def info(
         subfolder: of the folder or repository.
     """
     from ddpm_jax import samplers
+    from ddpm_jax.checkpoint.folder import read_record
     from ddpm_jax.checkpoint.source import locate, read
+    from ddpm_jax.params import count
 
     where = locate(model, revision=revision, variant=variant, subfolder=subfolder)
     params = read(where.folder, variant=variant)
     unet, schedule = params.config.unet, params.config.schedule
     size = " x ".join(map(str, unet.image_size)) if unet.image_size else "any size"
-    count = unet.class_embed_type or unet.num_class_embeds
-    classes = f", {count} classes" if count else ""
+    if unet.image_size and any(side % unet.smallest_size for side in unet.image_size):
+        size += f" (which it cannot draw: sides must be multiples of {unet.smallest_size})"
+    classes = unet.class_embed_type or unet.num_class_embeds
+    classes = f", {classes} classes" if classes else ""
     print(
-        f"network     {size}, {unet.in_channels} -> {unet.out_channels} channels{classes}, {count(params):,} parameters"
+        f"network     {size}, {unet.in_channels} -> {unet.out_channels} channels{classes}, "
+        f"{count(params.weights):,} parameters"
     )
     for down, up, width in zip(unet.down_block_types, unet.up_block_types[::-1], unet.block_out_channels, strict=True):
         print(f"            {width:5d}  {down} x {unet.layers_per_block}, {up} x {unet.layers_per_block + 1}")
+    for line in _classes(params.config):
+        print(f"classes     {line}")
     if schedule.kind == "ve":
         print(
             f"schedule    variance-exploding, sigma {schedule.sigma_min} .. {schedule.sigma_max}, "
@@ -141,5 +153,18 @@ def info(
         print(f"sampler     {describe(samplers.from_config(params.config.sampler))}")
     else:
         print(f"sampler     {params.config.sampler.class_name}, which has no sampler here")
+    data = read_record(where.folder).get("data")
+    if data:
+        classes = f", {len(data['classes'])} classes" if data["classes"] else ""
+        print(f"trained on  {data['images']} images, {data['channels']} channels{classes}")
     origin = ", ".join(f"{name} {value}" for name, value in where.source.items() if value)
     print(f"from        {origin}")
+
+
+def _classes(config: Config) -> list[str]:
+    """Lines of a network's classes, by their numbers, and of the one that stands for none."""
+    named = [f"{number} {name}" for number, name in enumerate(config.class_names)]
+    if len(named) > _MAX_CLASSES:
+        named = [*named[:_MAX_CLASSES], f"and {len(named) - _MAX_CLASSES} more"]
+    lines = [", ".join(named)] if named else []
+    return lines if config.null_class is None else [*lines, f"{config.null_class} stands for none (guidance)"]
