@@ -49,8 +49,8 @@ def write_artefact(
     """Write a folder with a sampler that `jax.export` can run: sampler.bin, weights.npz, run.py, sampler.json.
 
     The function in sampler.bin takes (weights, key_data, indices), and class labels for class-conditional networks:
-    the arrays of weights.npz by name, `jax.random.key_data(key)`, and the numbers of the images, int32 [b]. It returns
-    float32 images [b, h, w, c] in [0, 1], those of `sample` to float rounding.
+    the arrays of weights.npz by name, `jax.random.key_data(key)` of a threefry key, and the numbers of the images,
+    int32 [b]. It returns float32 images [b, h, w, c] in [0, 1], those of `sample` to float rounding.
 
     Args:
         params: weights and their config.
@@ -77,7 +77,7 @@ def write_artefact(
 
     def program(weights: dict[str, jax.Array], key_data: jax.Array, indices: jax.Array, labels=None) -> jax.Array:
         tree = jax.tree.unflatten(structure, [weights[name] for name in order])
-        return draw(tree, jax.random.wrap_key_data(key_data), indices, labels)
+        return draw(tree, key_data, indices, labels)
 
     (batch,) = export.symbolic_shape("b")
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in names.items()}

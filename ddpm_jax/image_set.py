@@ -1,10 +1,12 @@
 """A set of images on disk that grows until it is whole: numbered PNGs, or one .npz.
 
 What is there says what is missing, so that a run which was killed goes on where it was. `samples.json` holds the
-settings; a set is never continued with others.
+settings; a set is never continued with others. A file that disks or people have damaged, or that is of another set, is
+as good as missing.
 """
 
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -23,8 +25,9 @@ RECORD = "samples.json"
 ARCHIVE = "images.npz"
 PARTS = "parts"
 FORMATS = ("png", "npz")
-# What may differ when a set is continued: more images, and what does not change them but for rounding.
-_MAY_DIFFER = ("num_images", "complete", "versions")
+_LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"  # of a PNG
+# What may differ when a set is continued: more images, and what does not change them, or but for rounding.
+_MAY_DIFFER = ("num_images", "complete", "versions", "class_name")
 
 
 class ImageSet:
@@ -40,7 +43,14 @@ class ImageSet:
     """
 
     def __init__(
-        self, folder: Path, settings: dict[str, Any], num_images: int, *, format: str = "png", force: bool = False
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        num_images: int,
+        *,
+        format: str = "png",
+        force: bool = False,
+        shape: tuple[int, int, int] | None = None,
     ):
         """Open a set to write into, beginning it or going on with it.
 
@@ -50,6 +60,7 @@ class ImageSet:
             num_images: images of the whole set; more than before extends it.
             format: "png", a file an image, or "npz", one uint8 array [n, h, w, c] named arr_0.
             force: start anew, whatever is there.
+            shape: (height, width, channels) of an image, if known: files of another shape are none of the set.
 
         Raises:
             ValueError: the folder holds a set with other settings (they are named), or a larger one.
@@ -58,6 +69,7 @@ class ImageSet:
         self.folder, self.num_images, self.format = folder, num_images, format
         # as JSON would read it back
         self.settings = json.loads(json.dumps(settings | {"format": format}))
+        self.shape, self.damaged = shape, ()  # names of files that are not taken, as `missing` found them
         self._replaces, self._archived = force, 0
         if force:
             return
@@ -80,18 +92,23 @@ class ImageSet:
         self._write_record(complete=False)
 
     def missing(self) -> np.ndarray:
-        """Return the numbers of the images that are not there yet."""
-        there = np.zeros(self.num_images, bool)
+        """Return the numbers of the images that are not there yet, or not whole; `damaged` names the latter's files."""
+        there, damaged = np.zeros(self.num_images, bool), []
         if self._replaces:
             pass
         elif self.format == "png":
             for path in self._files():
                 if path.suffix == ".png" and int(path.stem) < self.num_images:
-                    there[int(path.stem)] = True
+                    whole = self._is_ours(path)
+                    there[int(path.stem)] |= whole
+                    damaged += [] if whole else [path.name]
         else:
             there[: self._archived] = True
-            for start, stop, _ in self._parts():
-                there[start:stop] = True
+            for start, stop, path in self._parts(whole=False):
+                whole = self._is_part(path, stop - start)
+                there[start:stop] |= whole
+                damaged += [] if whole else [path.name]
+        self.damaged = tuple(damaged)
         return np.flatnonzero(~there)
 
     def write(self, indices: Sequence[int] | np.ndarray, images: np.ndarray) -> None:
@@ -150,12 +167,44 @@ class ImageSet:
         count = there.get("num_images", 0)
         if count > self.num_images:
             raise ValueError(f"{self.folder} holds a set of {count} images, more than {self.num_images}.")
-        if there.get("complete") and count == self.num_images and (self.format == "npz" or not len(self.missing())):
+        if there.get("complete") and self.format == "npz" and self._is_archive(count):
+            self._archived = count
+        if there.get("complete") and count == self.num_images and not len(self.missing()):
             raise FileExistsError(
                 f"{self.folder} holds these {count} images already; choose another --out, or --force to make them anew."
             )
-        if there.get("complete") and self.format == "npz":
-            self._archived = count
+
+    def _is_ours(self, path: Path) -> bool:
+        """Tell whether a PNG is whole, of this set's shape, and what its record says of this set."""
+        found = read_png(path)
+        if found is None:
+            return False
+        shape, text = found
+        ours = _texts(self.settings | {"index": int(path.stem)})
+        named = (ours.keys() | self.settings.keys()) - set(_MAY_DIFFER)  # a tool may have taken the record out
+        return self._fits(shape) and all(text.get(name) in (None, ours.get(name)) for name in named)
+
+    def _is_part(self, path: Path, count: int) -> bool:
+        """Tell whether an .npy holds so many images of this set's shape."""
+        try:
+            images = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return False
+        return images.dtype == np.uint8 and images.ndim == 4 and len(images) == count and self._fits(images.shape[1:])
+
+    def _is_archive(self, count: int) -> bool:
+        """Tell whether the .npz is whole and holds so many images of this set's shape."""
+        try:
+            with zipfile.ZipFile(self.folder / ARCHIVE) as archive, archive.open("arr_0.npy") as file:
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                whole = archive.testzip() is None
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return False
+        return whole and dtype == np.uint8 and len(shape) == 4 and shape[0] == count and self._fits(shape[1:])
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return self.shape is None or tuple(shape) == tuple(self.shape)
 
     def _files(self):
         """Yield the numbered PNGs, parts and the archive."""
@@ -163,10 +212,13 @@ class ImageSet:
             yield from sorted(path for path in self.folder.iterdir() if re.fullmatch(r"\d{5,}\.png", path.name))
             yield from (path for path in (self.folder / PARTS, self.folder / ARCHIVE) if path.exists())
 
-    def _parts(self):
+    def _parts(self, *, whole: bool = True):
+        """Yield (start, stop, path) of the parts, those that are damaged too if they need not be whole."""
         for path in (self.folder / PARTS).glob("*.npy"):
             if match := re.fullmatch(r"(\d+)-(\d+)\.npy", path.name):
-                yield int(match[1]), int(match[2]), path
+                start, stop = int(match[1]), int(match[2])
+                if not whole or self._is_part(path, stop - start):
+                    yield start, stop, path
 
     def _remove(self) -> None:
         others = (self.folder / name for name in (RECORD, "grid.png", "sampling.gif"))
@@ -203,8 +255,33 @@ def refuse_others(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | No
 def write_png(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
     """Write an image with a record in its text chunks."""
     text = PngInfo()
-    for name, value in record.items():
-        if value is not None:
-            text.add_text(name, value if isinstance(value, str) else json.dumps(value))
+    for name, value in _texts(record).items():
+        text.add_text(name, value)
     with whole_file(path) as partial:
         image.save(partial, "PNG", pnginfo=text)
+
+
+def read_png(path: Path) -> tuple[tuple[int, int, int], dict[str, str]] | None:
+    """Return the shape (height, width, channels) and the record of a PNG; None where it is none, or damaged.
+
+    Its sums are checked, and nothing is decoded.
+    """
+    try:
+        with open(path, "rb") as file, Image.open(file, formats=["PNG"]) as image:
+            shape = (image.height, image.width, len(image.getbands()))
+            record = {name: value for name, value in image.info.items() if isinstance(value, str)}
+            image.verify()
+            file.seek(-len(_LAST_CHUNK), os.SEEK_END)
+            whole = file.read() == _LAST_CHUNK
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return (shape, record) if whole else None
+
+
+def _texts(record: dict[str, Any]) -> dict[str, str]:
+    """Return what a PNG's text chunks say of a record."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in record.items()
+        if value is not None
+    }

@@ -13,6 +13,7 @@ import numpy as np
 from ddpm_jax import compilation
 from ddpm_jax.config import Config, ScheduleConfig
 from ddpm_jax.params import Params, check_images, check_labels, check_params, run_network
+from ddpm_jax.random_keys import image_keys, threefry_key
 from ddpm_jax.schedule import (
     alphas_cumprod,
     posterior_coefficients,
@@ -120,7 +121,7 @@ def per_image(
 
     Args:
         params: weights and their config.
-        key: image i draws t and noise from fold_in(key, indices[i]).
+        key: of `jax.random`, of any generator and style; image i draws t and noise from fold_in(key, indices[i]).
         x_0: clean images, NHWC in [-1, 1].
         class_labels: for class-conditional networks: an integer for all, or one an image.
         objective: what is minimised.
@@ -144,6 +145,7 @@ def per_image(
     check_params(params)
     check_objective(params.config, objective)
     check_images("x_0", params.config.unet, x_0)
+    key = threefry_key(key)
     batch_size = x_0.shape[0]
     labels = check_labels(params.config.unet, class_labels, batch_size)
     if t is None and objective.timestep_sampling == "importance":
@@ -189,7 +191,7 @@ def draw_timesteps(key: RandomKey, indices: Array, num_train_timesteps: int, *, 
         [9, 9]
     """
     numbers = indices - indices % 2 if antithetic else indices
-    keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.fold_in(key, number), 0))(numbers)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(image_keys(key, numbers))
     t = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_train_timesteps))(keys)
     return jnp.where(indices % 2 == 1, num_train_timesteps - 1 - t, t) if antithetic else t
 
@@ -201,7 +203,7 @@ def traced_per_image(static: tuple[Config, Objective], weights, key, x_0, labels
     if t is None:
         antithetic = objective.timestep_sampling == "antithetic"
         t = draw_timesteps(key, indices, schedule.num_train_timesteps, antithetic=antithetic)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+    keys = image_keys(key, indices)
     eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), x_0.shape[1:], x_0.dtype))(keys)
     if objective.label_dropout:
         draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys)

@@ -270,15 +270,27 @@ def check_images(name: str, config: UNetConfig, images: Any) -> None:
         )
 
 
+def _as_array(labels: Any) -> Any:
+    """Return a list of labels as an array; JAX takes lists no more."""
+    if not isinstance(labels, list | tuple | range):
+        return labels
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(labels))
+    try:
+        return jnp.asarray(labels) if traced else np.asarray(labels)
+    except ValueError:  # lists of several lengths
+        raise ValueError(f"`class_labels` must be one label, or one an image, not {labels!r}.") from None
+
+
 def check_labels(config: UNetConfig, labels: Labels, batch_size: int) -> jax.Array | None:
     """Return class labels as an array with one entry an image, or None; refuse those that do not fit the network."""
     if not config.has_classes:
         if labels is not None:
-            raise ValueError("`class_labels` were given, but this network has no classes.")
+            raise ValueError("`class_labels` is given, but this network has no classes. Leave it out.")
         return None
     if labels is None:
         kind = config.class_embed_type or f"{config.num_class_embeds} classes"
         raise ValueError(f"This network is class-conditional ({kind}): it needs `class_labels`.")
+    labels = _as_array(labels)
     if config.class_embed_type == "identity":
         width = config.time_embed_dim
         if jnp.shape(labels) != (batch_size, width):

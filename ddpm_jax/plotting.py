@@ -1,17 +1,21 @@
 """Images for people: rounding to bytes, PIL images, grids, GIFs, curves."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_jax.extras import need
 from ddpm_jax.files import whole_file
 from ddpm_jax.types import Array, Frames, Images, Number
+from ddpm_jax.validation import check
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PICTURE_CHANNELS = tuple(_MODES)
+_LONGEST = 24  # characters of a caption
 
 
 def to_uint8(images: Images) -> np.ndarray:
@@ -44,41 +48,86 @@ def to_pil(images: Images) -> list[Image.Image]:
     return [_pil(image) for image in to_uint8(images)]
 
 
+def check_channels(channels: int) -> None:
+    """Refuse images that no image file can hold.
+
+    Raises:
+        ValueError: another number of channels than 1, 3 or 4.
+    """
+    check(
+        channels in _MODES,
+        f"An image file holds 1, 3 or 4 channels, not {channels}. Keep such images as arrays (`format` npz, or "
+        "np.save), or take some of the channels first.",
+    )
+
+
 def _pil(image: np.ndarray) -> Image.Image:
     channels = image.shape[-1]
-    if channels not in _MODES:
-        raise ValueError(f"An image file holds 1, 3 or 4 channels, not {channels}; take some of them first.")
+    check_channels(channels)
     return Image.fromarray(image[..., 0] if channels == 1 else image, _MODES[channels])
 
 
-def grid(images: Images, columns: int | None = None, *, gap: int = 2) -> np.ndarray:
+def grid(
+    images: Images, columns: int | None = None, *, gap: int = 2, captions: Sequence[str] | None = None
+) -> np.ndarray:
     """Lay images out in rows, left to right, as one picture.
 
     Args:
         images: [b, h, w, c] in [0, 1].
         columns: images a row; by default about as many as there are rows.
         gap: black pixels between neighbours.
+        captions: a string an image, written below it; long ones are cut, and the tiles are as wide as they need.
 
     Returns:
         np.uint8 [height, width, c]; places left over are black.
 
     Raises:
-        ValueError: columns below 1, a negative gap.
+        ValueError: columns below 1, a negative gap, another number of captions than images.
 
     Example:
         >>> grid(np.ones((5, 8, 8, 3), np.float32)).shape
         (18, 28, 3)
     """
-    count, height, width, channels = images.shape
+    tiles = to_uint8(images)
+    if captions is not None:
+        check(
+            len(captions) == len(tiles),
+            f"`captions` has {len(captions)} strings for {len(tiles)} images. Give one an image.",
+        )
+        tiles = _captioned(tiles, captions)
+    count, height, width, channels = tiles.shape
     columns = int(np.ceil(np.sqrt(count))) if columns is None else columns
     if columns < 1 or gap < 0:
         raise ValueError(f"`columns` must be positive and `gap` not negative: {columns!r}, {gap!r}.")
     rows = -(-count // columns)
     canvas = np.zeros((rows * columns, height + gap, width + gap, channels), np.uint8)
-    canvas[:count, :height, :width] = to_uint8(images)
+    canvas[:count, :height, :width] = tiles
     canvas = canvas.reshape(rows, columns, *canvas.shape[1:]).swapaxes(1, 2)
     canvas = canvas.reshape(rows * (height + gap), columns * (width + gap), channels)
     return canvas[: canvas.shape[0] - gap, : canvas.shape[1] - gap]
+
+
+def _captioned(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """Write a caption into a black band below each image [b, h, w, c], with the font that Pillow brings."""
+    font = ImageFont.load_default()
+    lines = [_plain(" ".join(caption.split())) for caption in captions]
+    lines = [line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..." for line in lines]
+    boxes = [font.getbbox(line) for line in (*lines, "Agjy|")]  # the last for a band of one height
+    *_, right, below = np.ceil(np.max(boxes, axis=0)).astype(int)
+    count, height, width, channels = images.shape
+    tiles = np.zeros((count, height + below + 1, max(width, right), channels), np.uint8)
+    tiles[:, :height, :width] = images
+    for tile, line in zip(tiles, lines, strict=True):
+        band = Image.new("L", (tile.shape[1], below + 1))
+        ImageDraw.Draw(band).text((0, 0), line, fill=255, font=font)
+        tile[height:] = np.asarray(band)[..., None]
+    return tiles
+
+
+def _plain(text: str) -> str:
+    """Write a text in ASCII, the letters that Pillow's font has: accents are left out, others become question marks."""
+    letters = [letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter)]
+    return "".join(letters).encode("ascii", "replace").decode()
 
 
 def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -> Path:

@@ -17,21 +17,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddpm_jax import compilation, inference, samplers, sharding
-from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
+from ddpm_jax.config import Config, UNetConfig
 from ddpm_jax.models import winograd
 from ddpm_jax.params import Params, check_labels, check_params
-from ddpm_jax.samplers import DDIMInverse
+from ddpm_jax.random_keys import image_keys, threefry_key
 from ddpm_jax.samplers.base import (
     Frame,
     Sampler,
     Switches,
     Table,
     draw_noise,
-    image_keys,
     initial_state,
     scan_rows,
 )
+from ddpm_jax.samplers.for_checkpoint import table_of
 from ddpm_jax.types import Array, Frames, Images, Labels, Number, PyTree, RandomKey
+from ddpm_jax.validation import as_integer, as_positive, check
 
 
 class Path(NamedTuple):
@@ -56,6 +57,7 @@ def sample(
     sampler: Sampler | str | None = None,
     class_labels: Labels = None,
     guidance_scale: Number | None = None,
+    null_class: SupportsIndex | None = None,
     x_T: Images | None = None,
     first_index: SupportsIndex = 0,
     mesh: Mesh | None = None,
@@ -73,10 +75,11 @@ def sample(
         sampler: an instance of `samplers.Sampler`, a name in `samplers.SAMPLERS`, or None for the one that the
             checkpoint's scheduler config names, with its knobs. An instance takes the schedule and the prediction type
             from the checkpoint, and nothing else.
-        class_labels: for class-conditional networks: an integer for all, or one an image.
+        class_labels: for class-conditional networks: an integer for all, or one an image, as an array or a list.
         guidance_scale: s of classifier-free guidance, out_null + s (out_class - out_null), for networks that were
-            trained with `label_dropout`: their last class stands for none (Ho & Salimans 2022, with s = 1 + w). It
-            evaluates the network twice a step; 1 is no guidance.
+            trained with dropped labels, so that one class stands for none (Ho & Salimans 2022, with s = 1 + w). It
+            evaluates the network twice a step; 1 is no guidance, and so it is for an image of the null class.
+        null_class: the class that stands for none, if not the one that `params.config.null_class` says.
         x_T: [batch_size, h, w, c] unit-variance noise to start from, instead of drawing it. It stays yours: the buffer
             is not donated.
         first_index: the number of the first image, which continues a set: sample(params, key, 4, first_index=4) are
@@ -90,28 +93,41 @@ def sample(
 
     Raises:
         TypeError: params is no `Params`, the sampler no sampler, batch_size no integer.
-        ValueError: a batch size below 1, x_T of another shape, labels missing, superfluous or out of range, a
-            sampler that does not go with the schedule, a scheduler that is not built yet.
+        ValueError: a batch size below 1, a `sample_size` that the network's levels cannot halve, x_T of another shape,
+            labels missing, superfluous or out of range, guidance without a null class, a sampler that does not go with
+            the schedule, a scheduler that is not built yet.
 
     Example:
         >>> images = sample(ddpm_jax.load("digits-16"), jax.random.key(0), 2, sampler=samplers.DDIM(num_steps=2))
         >>> images.shape, images.dtype
         ((2, 16, 16, 1), dtype('float32'))
     """
-    job = _prepare(params, key, batch_size, sampler, class_labels, guidance_scale, x_T, first_index, mesh)
+    condition = (class_labels, guidance_scale, null_class)
+    job = _prepare(params, key, batch_size, sampler, condition, x_T, first_index, mesh)
     images, _ = job.run_whole(num_frames=0, slots=None)
     return images
 
 
 def sample_path(
-    params: Params, key: RandomKey, batch_size: SupportsIndex, *, num_frames: SupportsIndex = 10, **kwargs: Any
+    params: Params,
+    key: RandomKey,
+    batch_size: SupportsIndex,
+    *,
+    num_frames: SupportsIndex = 10,
+    sampler: Sampler | str | None = None,
+    class_labels: Labels = None,
+    guidance_scale: Number | None = None,
+    null_class: SupportsIndex | None = None,
+    x_T: Images | None = None,
+    first_index: SupportsIndex = 0,
+    mesh: Mesh | None = None,
 ) -> Path:
     """Sample, and keep some moments of it: noise turning into images.
 
     Args:
         params, key, batch_size: as in `sample`.
         num_frames: moments to keep, evenly spread over the steps, the first and the last included.
-        **kwargs: as in `sample`.
+        sampler, class_labels, guidance_scale, null_class, x_T, first_index, mesh: as in `sample`.
 
     Returns:
         Path(x_t, x_0_hat, t), frames leading; the last x_0_hat is what `sample` returns.
@@ -124,9 +140,10 @@ def sample_path(
         >>> path.x_0_hat.shape, path.t.tolist()
         ((4, 2, 16, 16, 1), [980.0, 660.0, 320.0, 0.0])
     """
-    job = _prepare(params, key, batch_size, **kwargs)
+    condition = (class_labels, guidance_scale, null_class)
+    job = _prepare(params, key, batch_size, sampler, condition, x_T, first_index, mesh)
     ends = np.flatnonzero(job.table.ends_step)
-    num_frames = _positive("num_frames", num_frames)
+    num_frames = as_positive("num_frames", num_frames)
     if num_frames > len(ends):
         raise ValueError(f"`num_frames` {num_frames} is more than the {len(ends)} steps of the sampler.")
     kept = ends[np.linspace(0, len(ends) - 1, num_frames).round().astype(int)] if num_frames > 1 else ends[-1:]
@@ -137,14 +154,25 @@ def sample_path(
 
 
 def sample_chunks(
-    params: Params, key: RandomKey, batch_size: SupportsIndex, *, chunk: SupportsIndex = 50, **kwargs: Any
+    params: Params,
+    key: RandomKey,
+    batch_size: SupportsIndex,
+    *,
+    chunk: SupportsIndex = 50,
+    sampler: Sampler | str | None = None,
+    class_labels: Labels = None,
+    guidance_scale: Number | None = None,
+    null_class: SupportsIndex | None = None,
+    x_T: Images | None = None,
+    first_index: SupportsIndex = 0,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[int, int, Images]]:
     """Sample a few steps at a time, to show progress or to stop early.
 
     Args:
         params, key, batch_size: as in `sample`.
         chunk: rows of the sampler's table run at a time. A last chunk of another length is a program of its own.
-        **kwargs: as in `sample`.
+        sampler, class_labels, guidance_scale, null_class, x_T, first_index, mesh: as in `sample`.
 
     Yields:
         (steps_done, num_steps, x_0_hat): the clean image [b, h, w, c] in [0, 1] as it looks so far; the last is what
@@ -158,15 +186,17 @@ def sample_chunks(
         >>> [(done, total) for done, total, _ in chunks]
         [(25, 50), (50, 50)]
     """
-    chunk = _positive("chunk", chunk)
-    return _chunks(_prepare(params, key, batch_size, **kwargs), chunk)
+    chunk = as_positive("chunk", chunk)
+    condition = (class_labels, guidance_scale, null_class)
+    job = _prepare(params, key, batch_size, sampler, condition, x_T, first_index, mesh)
+    return _chunks(job, chunk)
 
 
 def invert(
     params: Params,
     images: Images,
     *,
-    sampler: DDIMInverse | None = None,
+    sampler: samplers.DDIMInverse | None = None,
     class_labels: Labels = None,
     mesh: Mesh | None = None,
 ) -> Images:
@@ -201,13 +231,13 @@ def invert(
             f"{', '.join(map(str, params.config.unet.image_size or ('height', 'width')))}, "
             f"{params.config.unet.in_channels}]."
         )
-    sampler = DDIMInverse() if sampler is None else sampler
-    if not isinstance(sampler, DDIMInverse):
+    sampler = samplers.DDIMInverse() if sampler is None else sampler
+    if not isinstance(sampler, samplers.DDIMInverse):
         raise TypeError(f"`sampler` must be a samplers.DDIMInverse, not {sampler!r}.")
     x_0 = jnp.asarray(images, jnp.float32)
     x_0 = x_0 if params.config.schedule.kind == "ve" else 2 * x_0 - 1
     key = jax.random.key(0)
-    job = _prepare(params, key, shape[0], sampler, class_labels, x_T=x_0, mesh=mesh, inverse=True)
+    job = _prepare(params, key, shape[0], sampler, (class_labels, None, None), x_0, 0, mesh, inverse=True)
     return compilation.call(_inverted, job.static, *job.arguments())
 
 
@@ -228,12 +258,13 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
         >>> draw(params.weights, jax.random.key(0), jnp.arange(3)).shape
         (3, 16, 16, 1)
     """
-    table = _table(sampler, config)
+    config.unet.check_size()
+    table = table_of(sampler, config)
     static = _Static(config.unet, config.schedule.kind == "ve", table.switches, None, None)
     rows, init_scale = table.rows(), np.float32(table.init_scale)
 
     def draw(weights, key, indices, class_labels=None) -> jax.Array:
-        condition = _Condition(class_labels, None)
+        condition = _Condition(class_labels, None, None)
         x, _ = _run((static, 0), weights, key, indices, condition, None, init_scale, rows, None)
         return _to_images(static, x)
 
@@ -275,6 +306,7 @@ class _Condition(NamedTuple):
 
     labels: Array | None
     guidance_scale: np.float32 | None
+    null_class: np.int32 | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,13 +359,13 @@ def _start(static: _Static, key, indices, x_T, init_scale) -> jax.Array:
 
 def _advance(static: tuple[_Static, int], weights, state, key, indices, condition, rows, slots):
     (unet, _, switches, mesh, *_), num_frames = static
-    labels, scale = condition
+    labels, scale, null_class = condition
     projections = inference.project_times(unet, weights, jnp.asarray(rows.t)) if labels is None else None
 
     def net_fn(x, cond):
         if scale is None:
             return inference.run(unet, weights, x, cond[0], labels, cond[1])
-        pairs = jnp.stack([labels, jnp.full_like(labels, unet.num_class_embeds - 1)], axis=1).reshape(-1)
+        pairs = jnp.stack([labels, jnp.full_like(labels, null_class)], axis=1).reshape(-1)
         out = inference.run(unet, weights, jnp.repeat(x, 2, axis=0), cond[0], pairs)
         of_class, of_none = out[::2], out[1::2]
         mean = slice(unet.in_channels)  # a learned variance stays the class's
@@ -350,36 +382,24 @@ def _to_images(static: _Static, x: jax.Array) -> jax.Array:
     return jnp.clip(x[..., : static.batch_size, :, :, :], 0, 1)
 
 
-def _prepare(
-    params,
-    key,
-    batch_size,
-    sampler=None,
-    class_labels=None,
-    guidance_scale=None,
-    x_T=None,
-    first_index=0,
-    mesh=None,
-    *,
-    inverse=False,
-) -> _Job:
+def _prepare(params, key, batch_size, sampler, condition, x_T, first_index, mesh, *, inverse=False) -> _Job:
     check_params(params)
-    if isinstance(sampler, DDIMInverse) and not inverse:
+    if isinstance(sampler, samplers.DDIMInverse) and not inverse:
         raise TypeError("samplers.DDIMInverse goes from images to noise: pass it to `invert`.")
     unet = params.config.unet
-    batch_size = _positive("batch_size", batch_size)
-    if unet.image_size is None:
-        raise ValueError("The config has no `sample_size`: give it one to say which images to sample.")
-    first_index = _integer("first_index", first_index)
+    batch_size = as_positive("batch_size", batch_size)
+    unet.check_size()
+    first_index = as_integer("first_index", first_index)
     if not 0 <= first_index <= 2**31 - 1 - batch_size:
         raise ValueError(f"`first_index` must be from 0 to 2^31 - 1 - batch_size, not {first_index}.")
-    table = _table(sampler, params.config)
+    table = table_of(sampler, params.config)
+    class_labels, *guidance = condition
     labels = check_labels(unet, class_labels, batch_size)
-    scale = _guidance_scale(unet, guidance_scale)
+    guidance = check_guidance(params.config, *guidance)
     shape = (batch_size, *unet.image_size, unet.in_channels)
     if x_T is not None and jnp.shape(x_T) != shape:
         raise ValueError(f"`x_T` has shape {jnp.shape(x_T)}; it must be {shape}.")
-    key = _typed_key(key)
+    key = threefry_key(key)
     x_T = None if x_T is None else jnp.asarray(x_T, jnp.float32)
     indices = first_index + np.arange(batch_size, dtype=np.int32)
 
@@ -401,21 +421,7 @@ def _prepare(
     unit_range = params.config.schedule.kind == "ve"
     static = _Static(unet, unit_range, table.switches, mesh, batch_size)
     init_scale = np.float32(table.init_scale)
-    return _Job(static, table, weights, key, indices, _Condition(labels, scale), x_T, init_scale)
-
-
-def _table(sampler: Sampler | str | None, config: Config) -> Table:
-    """Return the sampler's table for a checkpoint's network, or say why they do not go together."""
-    unet, table = config.unet, _cached_table(_resolve(sampler, config), config.schedule)
-    if unet.time_embedding_type == "learned":  # one row for each whole timestep
-        table = dataclasses.replace(table, t=np.round(table.t))
-    allowed = tuple(unet.in_channels * factor for factor in ((1, 2) if table.variance == "fixed" else (2,)))
-    if unet.out_channels not in allowed:
-        raise ValueError(
-            f"The network puts out {unet.out_channels} channels for {unet.in_channels} of the image; variance "
-            f"{table.variance!r} needs {' or '.join(map(str, allowed))} (twice as many with a learned variance)."
-        )
-    return table
+    return _Job(static, table, weights, key, indices, _Condition(labels, *guidance), x_T, init_scale)
 
 
 def _with_fast_convolutions(unet: UNetConfig, weights: PyTree, batch_size: int, evaluations: int) -> PyTree:
@@ -430,63 +436,32 @@ def _with_fast_convolutions(unet: UNetConfig, weights: PyTree, batch_size: int, 
     return winograd.transform_weights(unet, weights, batch_size, evaluations)
 
 
-def _guidance_scale(unet: UNetConfig, scale: Any) -> Any:
+def check_guidance(config: Config, scale: Any, null_class: Any) -> tuple[Any, np.int32 | None]:
+    """Return the scale of guidance and the class that stands for none; (None, None) without guidance."""
     if scale is None:
-        return None
-    if unet.num_class_embeds is None or unet.class_embed_type is not None:
-        raise ValueError("`guidance_scale` needs a network with a table of classes, whose last stands for none.")
-    if isinstance(scale, jax.core.Tracer):
-        return scale
-    if not isinstance(scale, numbers.Real) or not np.isfinite(scale):
-        raise ValueError(f"`guidance_scale` must be a number, not {scale!r}.")
-    return None if scale == 1 else np.float32(scale)
-
-
-def _typed_key(key: RandomKey) -> jax.Array:
-    """Return a key of either style as a new-style one."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.shape == ():
-        return key
-    if dtype == np.uint32 and key.ndim == 1:
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"`key` must be one key of jax.random, as jax.random.key(0), not {key!r}.")
+        check(null_class is None, "`null_class` acts beside `guidance_scale` alone: give both, or neither.")
+        return None, None
+    count = config.unet.num_class_embeds
+    if count is None or config.unet.class_embed_type is not None:
+        raise ValueError("`guidance_scale` needs a network with a table of classes, of which one stands for none.")
+    traced = isinstance(scale, jax.core.Tracer)
+    good = traced or (isinstance(scale, numbers.Real) and np.isfinite(scale))
+    check(good, f"`guidance_scale` must be a number, not {scale!r}.")
+    null = config.null_class if null_class is None else as_integer("null_class", null_class)
+    check(null is None or 0 <= null < count, f"`null_class` must be one of the classes 0 .. {count - 1}, not {null!r}.")
+    if not traced and scale == 1:
+        return None, None
+    if null is None:
+        raise ValueError(
+            "`guidance_scale` guides away from the class that stands for none, and this checkpoint does not say which "
+            f"of its {count} does. Where it was trained with dropped labels, pass `null_class` (often the last, "
+            f"{count - 1}), or note it once: params.replace(config=dataclasses.replace(params.config, "
+            f"null_class={count - 1})). Where every class is a real one, leave `guidance_scale` out."
+        )
+    return scale if traced else np.float32(scale), np.int32(null)
 
 
 def _padded(array: Array, padding: int) -> Array:
     if padding == 0:
         return array
     return jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1)), mode="edge")
-
-
-@functools.lru_cache(maxsize=128)
-def _cached_table(sampler: Sampler, schedule: ScheduleConfig) -> Table:
-    return sampler.table(schedule)
-
-
-def _resolve(sampler: Sampler | str | None, config: Config) -> Sampler:
-    if sampler is None:
-        return samplers.from_config(config.sampler)
-    if isinstance(sampler, str):
-        return samplers.by_name(sampler)
-    if not isinstance(sampler, Sampler):
-        raise TypeError(
-            f"`sampler` must be a sampler such as samplers.DDIM(num_steps=50), a name in samplers.SAMPLERS, or None; "
-            f"not {sampler!r}."
-        )
-    return sampler
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"`{name}` must be an integer, not {value!r}.") from None
-
-
-def _positive(name: str, value: Any) -> int:
-    value = _integer(name, value)
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, not {value}.")
-    return value

@@ -4,8 +4,8 @@ They are read by people everywhere and enforced by beartype under pytest alone. 
 letters must agree within one call.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ Outputs: TypeAlias = Float[Array, "b h w out"]
 Frames: TypeAlias = Float[Array, "frames b h w c"]
 Coefficient: TypeAlias = int | float | Float[Array, ""] | Float[Array, " b"]
 Timesteps: TypeAlias = int | float | Real[Array, ""] | Real[Array, " b"]
-Labels: TypeAlias = int | Shaped[Array, "..."] | None
+Labels: TypeAlias = int | Sequence[Any] | Shaped[Array, "..."] | None
 RandomKey: TypeAlias = PRNGKeyArray
 ImageKeys: TypeAlias = Key[jax.Array, " b"]
 NetFn: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import operator
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -143,3 +144,21 @@ def check_acts(settings: Any, rules: Mapping[str, Rule], whole: Any) -> None:
 def where(name: str, *values: Any) -> Rule:
     """Ask for one of some values of another field."""
     return Rule(f"`{name}` {' or '.join(map(str, values))}", lambda settings: getattr(settings, name) in values)
+
+
+def as_integer(name: str, value: Any) -> int:
+    """Return an argument as an int; refuse what is none."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer, not {value!r}.") from None
+
+
+def as_positive(name: str, value: Any) -> int:
+    """Return an argument as an int from 1 up."""
+    value = as_integer(name, value)
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, not {value}.")
+    return value

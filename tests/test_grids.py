@@ -101,5 +101,14 @@ def test_more_steps_than_the_grid_has():
 
 
 def test_offset_beyond_the_schedule():  # diffusers issue 10003: an IndexError in the middle of the run
-    with pytest.raises(ValueError, match="`steps_offset` 1 with 1000 steps visits 1000"):
-        DDPM(steps_offset=1).table(EPS)
+    message = "`steps_offset` 1 with 1000 steps visits 1000, beyond 0 .. 999. With so many steps it is at most 0"
+    with pytest.raises(ValueError, match=message):
+        DDPM(steps_offset=1, num_steps=1000).table(EPS)
+    with pytest.raises(ValueError, match="`steps_offset` 25 with 50 steps visits 1005, .* at most 19"):
+        samplers.DDIM(steps_offset=25).table(EPS)
+    assert DDPM(steps_offset=1).table(EPS).t.tolist() == list(range(999, 0, -1))
+    assert samplers.DDIM(steps_offset=19).table(EPS).t[0] == 999
+
+
+def test_the_quadratic_grid_of_one_timestep():
+    assert [level.t for level in levels(Process.of(ScheduleConfig(num_train_timesteps=1)), 1, "quadratic")] == [0]

@@ -15,7 +15,7 @@ PACKAGE = Path(ddpm_jax.__file__).parent
 # A module imports only from ranks below its own, or from its own family.
 RANKS = [
     {"types", "validation", "extras"},
-    {"files", "unet_config", "progress"},
+    {"files", "unet_config", "progress", "random_keys"},
     {"kept_programs"},
     {"config"},
     {"schedule", "models", "sharding", "plotting", "compilation"},
@@ -34,7 +34,7 @@ DOORS = {
     "safetensors": {"checkpoint/diffusers.py"},
     "huggingface_hub": {"checkpoint/hub.py"},
     "jaxtyping": {"types.py"},
-    "tyro": {"cli/__init__.py", "cli/sampling.py", "cli/checkpoints.py", "cli/compile.py"},
+    "tyro": {"cli/__init__.py", "cli/arguments.py", "cli/sampling.py", "cli/checkpoints.py", "cli/compile.py"},
     "tqdm": {"cli/sampling.py", "progress.py"},
     "scipy": {"samplers/grids.py"},
     "matplotlib": {"plotting.py"},

@@ -209,3 +209,16 @@ def test_images_that_do_not_fit(untyped):
     ve = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0)
     with pytest.raises(ValueError, match="variance-preserving"):
         ddpm_jax.loss(small_params(schedule=ve), KEY, images())
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_the_loss_of_an_image_is_its_own_with_keys_of_any_generator(impl, untyped):
+    """vmap over such keys is not key by key (JAX issue 19085)."""
+    params, key, x_0 = small_params(), jax.random.key(3, impl=impl), images()
+    whole, t = losses.per_image(params, key, x_0)
+    part, t_part = losses.per_image(params, key, x_0[2:], indices=np.array([2, 3]))
+    np.testing.assert_array_equal(t[2:], t_part)
+    np.testing.assert_allclose(whole[2:], part, rtol=1e-5)
+    np.testing.assert_allclose(ddpm_jax.loss(params, key, x_0), whole.mean(), rtol=1e-6)
+    with pytest.raises(TypeError, match="`key` must be one key"):
+        losses.per_image(params, jax.random.split(key, 2), x_0)

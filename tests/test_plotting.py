@@ -22,9 +22,13 @@ def test_to_pil(channels, mode):
     np.testing.assert_array_equal(np.asarray(second).reshape(4, 6, channels), plotting.to_uint8(images)[1])
 
 
-def test_odd_channels_are_refused():
-    with pytest.raises(ValueError, match="1, 3 or 4 channels, not 2"):
-        plotting.to_pil(np.zeros((1, 4, 4, 2), np.float32))
+@pytest.mark.parametrize("channels", [2, 5])
+def test_odd_channels_are_refused(channels, tmp_path):
+    images = np.zeros((1, 4, 4, channels), np.float32)
+    for write in (plotting.to_pil, lambda images: plotting.gif([images], tmp_path / "x.gif")):
+        with pytest.raises(ValueError, match=f"1, 3 or 4 channels, not {channels}.*`format` npz"):
+            write(images)
+    assert plotting.grid(images).shape == (4, 4, channels)
 
 
 def test_grid_places_images_row_by_row():
@@ -36,6 +40,34 @@ def test_grid_places_images_row_by_row():
         np.testing.assert_array_equal(grid[top : top + 2, left : left + 3], i)
     assert not grid[2].any() and not grid[3:, 8:].any()
     assert plotting.grid(images, gap=0).shape == (4, 9, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_captions(channels):
+    """Text below its image and nowhere else; the widest sets the width of all tiles."""
+    images = np.full((3, 8, 8, channels), 0.5, np.float32)
+    plain = plotting.grid(images, columns=3, gap=1)
+    names = ["i", "", "a name that is longer than any font's patience"]
+    grid = plotting.grid(images, columns=3, gap=1, captions=names)
+    width = (grid.shape[1] - 2) // 3
+    assert grid.shape[0] > plain.shape[0] and 8 < width < 200
+    tiles = [grid[:, i * (width + 1) : (i + 1) * (width + 1)] for i in range(3)]
+    for tile in tiles:
+        np.testing.assert_array_equal(tile[:8, :8], 128)
+        assert not tile[:8, 8:].any()
+    inked = [np.flatnonzero(tile[8:].any((0, 2))) for tile in tiles]
+    assert len(inked[1]) == 0 and 0 < inked[0].max() < 5 and inked[2].max() >= width - 2
+    cut = plotting.grid(images, columns=3, gap=1, captions=[*names[:2], names[2][:21] + "..."])
+    np.testing.assert_array_equal(grid, cut)
+    wide = plotting.grid(np.zeros((1, 8, 300, channels), np.float32), captions=["i"])
+    assert wide.shape[1] == 300
+
+
+def test_captions_that_the_font_cannot_write():
+    one, other = (plotting.grid(np.zeros((1, 8, 8, 1), np.float32), captions=[text]) for text in ("日本\n é", "?? e"))
+    np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="`captions` has 1 strings for 2 images"):
+        plotting.grid(np.zeros((2, 8, 8, 1), np.float32), captions=["x"])
 
 
 def test_bad_grids():

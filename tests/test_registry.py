@@ -46,7 +46,7 @@ def test_from_config():
         ),
         (
             {"_class_name": "DPMSolverSinglestepScheduler", "lambda_min_clipped": -5.1},
-            samplers.DPMSolverPP(singlestep=True, lower_order_final=False, lambda_min_clipped=-5.1),
+            samplers.DPMSolverPP(singlestep=True, lambda_min_clipped=-5.1),
         ),
         ({"_class_name": "DEISMultistepScheduler"}, samplers.DEIS(final_sigmas_type="sigma_min")),
         (
@@ -68,7 +68,7 @@ def test_from_config():
         ({"_class_name": "LMSDiscreteScheduler", "solver_order": 2, "thresholding": True}, samplers.LMS()),
         (
             {"_class_name": "DPMSolverSinglestepScheduler", "timestep_spacing": "leading", "euler_at_final": True},
-            samplers.DPMSolverPP(singlestep=True, lower_order_final=False),
+            samplers.DPMSolverPP(singlestep=True),
         ),
         (
             {"_class_name": "DEISMultistepScheduler", "final_sigmas_type": "zero"},
@@ -117,6 +117,18 @@ def test_what_cannot_be_honoured_is_said(items, named):
 def test_a_scheduler_without_a_sampler_is_named(name, why):
     with pytest.raises(ValueError, match=f"{name}, has no sampler here: .*{why}"):
         samplers.from_config({"_class_name": name})
+
+
+def test_knobs_win_over_those_of_the_file():
+    items = {"_class_name": "DDIMScheduler", "steps_offset": 1, "thresholding": True, "clip_sample_range": 2.0}
+    assert samplers.from_config(items) == DDIM(steps_offset=1, thresholding=True)  # clipping has no part in it
+    grid = samplers.from_config(items, timesteps=(900, 500, 0), thresholding=False)
+    assert grid == DDIM(timesteps=(900, 500, 0), clip=2.0)
+    with pytest.raises(ValueError, match="`clip` does nothing here, set to 0.5: it acts where `thresholding` is false"):
+        samplers.from_config(items, clip=0.5)
+    single = {"_class_name": "DPMSolverSinglestepScheduler"}
+    ends = samplers.from_config(single, final_sigmas_type="sigma_min")
+    assert not ends.lower_order_final  # diffusers' default of that class, which now acts
 
 
 def test_by_name_suggests():

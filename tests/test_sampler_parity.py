@@ -210,7 +210,9 @@ def test_whole_runs_of_the_demo(name, inject):
     x_T = generator.standard_normal((2, 1, 16, 16)).astype(np.float32)
     noise = generator.standard_normal((table.num_evals, *x_T.shape)).astype(np.float32)
     inject(iter(noise[table.ends_step]))
-    expected = run_diffusers(lambda x, t: net(x, t).sample, scheduler, x_T, sampler.num_steps or 1000)
+    expected = run_diffusers(
+        lambda x, t: net(x, t).sample, scheduler, x_T, sampler.num_steps or sampler.default_steps or 1000
+    )
     net_fn = lambda x, t: ddpm_jax.apply(params, x, t)
     run = jax.jit(lambda x, noise: samplers.run(net_fn, table, x, jax.random.key(0), noise=noise))
     got = run(x_T.transpose(0, 2, 3, 1), noise.transpose(0, 1, 3, 4, 2))

@@ -35,6 +35,13 @@ SPACINGS = ("leading", "linspace", "trailing", "quadratic", *RATIO_SPACINGS)
 
 # What else a listed sampler can be. Each runs through the tests of its kind below, like the plain ones.
 ORDERS = [{"solver_order": order} for order in (1, 2, 3)]
+SOLVERS = [
+    {**order, "singlestep": singlestep, "solver_type": solver_type}
+    for order in ORDERS
+    for singlestep in (False, True)
+    for solver_type in ("midpoint", "heun")
+    if order != ORDERS[0] or (singlestep, solver_type) == (False, "midpoint")  # the others do nothing there
+]
 DETERMINISTIC = {
     "ddim": [{"clip": None}],
     "pndm": [{}, {"skip_prk_steps": True}],
@@ -43,27 +50,17 @@ DETERMINISTIC = {
     "kdpm2": [{}],
     "lms": [*ORDERS, {"solver_order": 4}],
     "deis": ORDERS,
-    "dpmsolver": [
-        {**order, "singlestep": singlestep, "solver_type": solver_type}
-        for order in ORDERS
-        for singlestep in (False, True)
-        for solver_type in ("midpoint", "heun")
-    ],
+    "dpmsolver": SOLVERS,
+    "dpmsolver++": SOLVERS,
     "unipc": [
         {**order, "solver_type": solver_type, "predict_x0": predict_x0, "corrector": corrector}
         for order in ORDERS
         for solver_type in ("bh1", "bh2")
         for predict_x0 in (False, True)
         for corrector in (False, True)
+        if corrector or order != ORDERS[0] or (solver_type, predict_x0) == ("bh2", True)
     ],
 }
-DETERMINISTIC["dpmsolver++"] = DETERMINISTIC["dpmsolver"]
-SDE = [
-    {**order, "singlestep": singlestep, "solver_type": solver_type}
-    for order in ORDERS
-    for singlestep in (False, True)
-    for solver_type in ("midpoint", "heun")
-]
 STOCHASTIC = {
     "ddpm": [{"clip": None}, {"clip": None, "variance_type": "fixed_large"}],
     "ddim": [{"clip": None, "eta": 1.0}, {"clip": None, "eta": 0.5}],
@@ -73,8 +70,8 @@ STOCHASTIC = {
     "kdpm2-a": [{}],
     "karras-ve": [{}],
     "score-sde-ve": [{}, {"correct_steps": 0}, {"correct_steps": 2}],
-    "dpmsolver++": [{"algorithm_type": "sde-dpmsolver++", **knobs} for knobs in SDE],
-    "dpmsolver": [{"algorithm_type": "sde-dpmsolver", **knobs} for knobs in SDE if not knobs["singlestep"]],
+    "dpmsolver++": [{"algorithm_type": "sde-dpmsolver++", **knobs} for knobs in SOLVERS],
+    "dpmsolver": [{"algorithm_type": "sde-dpmsolver", **knobs} for knobs in SOLVERS if not knobs["singlestep"]],
 }
 
 
@@ -339,8 +336,9 @@ class TestIdentities:
 
     @pytest.mark.parametrize("order", [1, 2, 3])
     def test_dpm_solver_heun_is_deis(self, order):
+        heun = {"solver_type": "heun"} if order > 1 else {}  # of order 1 there is one rule
         self.same(
-            samplers.DPMSolver(solver_order=order, solver_type="heun", **self.GRID),
+            samplers.DPMSolver(solver_order=order, **heun, **self.GRID),
             samplers.DEIS(solver_order=order, **self.GRID),
         )
 
@@ -401,7 +399,6 @@ def test_ddpm_rows_are_the_posterior():
         (samplers.DPMSolverPP, {"algorithm_type": "dpmsolver"}, "`algorithm_type` must be one of"),
         (samplers.DPMSolverPP, {"solver_type": "bh1"}, "`solver_type` must be one of"),
         (samplers.UniPC, {"solver_type": "heun"}, "`solver_type` must be one of"),
-        (samplers.DPMSolverPP, {"singlestep": True, "euler_at_final": True}, "`euler_at_final` is for the multistep"),
         (samplers.UniPC, {"disable_corrector": (-1,)}, "`disable_corrector` must be a list of steps"),
         (samplers.DEIS, {"final_sigmas_type": "one"}, "`final_sigmas_type` must be one of"),
         (samplers.Heun, {"s_churn": -1.0}, "`s_churn` must be a number from 0 up"),
@@ -414,6 +411,155 @@ def test_ddpm_rows_are_the_posterior():
 def test_bad_knobs(sampler, knobs, message):
     with pytest.raises(ValueError, match=message):
         sampler(**knobs)
+
+
+# knobs, one of which does nothing beside the others; and what makes it act
+IDLE = [
+    (DDPM, {"sample_max_value": 2.0}, {"thresholding": True}),
+    (DDIM, {"dynamic_thresholding_ratio": 0.9}, {"thresholding": True}),
+    (DDPM, {"clip": 0.5, "thresholding": True}, {"thresholding": False}),
+    (DDPM, {"steps_offset": 1, "timestep_spacing": "trailing"}, {"timestep_spacing": "leading"}),
+    (samplers.DPMSolverPP, {"steps_offset": 1}, {"timestep_spacing": "leading"}),
+    (DDIM, {"num_steps": 5, "timesteps": (900, 500, 0)}, {"num_steps": 3}),
+    (DDIM, {"timestep_spacing": "trailing", "timesteps": (900, 500, 0)}, {"timesteps": None}),
+    (DDIM, {"steps_offset": 1, "timesteps": (900, 500, 0)}, {"timesteps": None}),
+    (DDIM, {"use_clipped_model_output": True, "clip": None}, {"clip": 1.0}),
+    (samplers.DPMSolver, {"solver_type": "heun", "solver_order": 1}, {"solver_order": 3}),
+    (samplers.DPMSolverPP, {"singlestep": True, "solver_order": 1}, {"solver_order": 2}),
+    (samplers.DPMSolverPP, {"euler_at_final": True}, {"final_sigmas_type": "sigma_min"}),
+    (
+        samplers.DPMSolverPP,
+        {"euler_at_final": True, "singlestep": True, "final_sigmas_type": "sigma_min"},
+        {"singlestep": False},
+    ),
+    (samplers.DPMSolverPP, {"lower_order_final": False}, {"solver_order": 3}),
+    (
+        samplers.DPMSolverPP,
+        {"lower_order_final": False, "singlestep": True, "solver_order": 3},
+        {"final_sigmas_type": "sigma_min"},
+    ),
+    (samplers.DEIS, {"lower_order_final": False}, {"final_sigmas_type": "sigma_min"}),
+    (samplers.UniPC, {"lower_order_final": False, "solver_order": 1}, {"solver_order": 3}),
+    (samplers.UniPC, {"solver_type": "bh1", "solver_order": 1, "corrector": False}, {"corrector": True}),
+    (samplers.UniPC, {"predict_x0": False, "solver_order": 1, "corrector": False}, {"corrector": True}),
+    (samplers.UniPC, {"disable_corrector": (0,), "corrector": False}, {"corrector": True}),
+    (samplers.Euler, {"s_noise": 1.1}, {"s_churn": 40.0}),
+    (samplers.Heun, {"s_tmin": 0.05}, {"s_churn": 40.0}),
+    (samplers.KarrasVe, {"s_tmax": 10.0, "s_churn": 0.0}, {"s_churn": 40.0}),
+    (samplers.ScoreSdeVe, {"snr": 0.2, "correct_steps": 0}, {"correct_steps": 1}),
+]
+
+
+@pytest.mark.parametrize("sampler, knobs, cure", IDLE, ids=lambda value: getattr(value, "__name__", None))
+def test_a_knob_that_does_nothing_is_refused(sampler, knobs, cure):
+    name = next(iter(knobs))
+    with pytest.raises(
+        ValueError, match=f"`{name}` does nothing here, set to .*: it acts where .*Leave it at its default"
+    ):
+        sampler(**knobs)
+    sampler(**knobs | cure)
+
+
+def numbers(sampler):
+    """All that a sampler does to a run."""
+    table = sampler.table(own_schedule(next(name for name, cls in SAMPLERS.items() if type(sampler) is cls)))
+    rows = jax.tree.map(np.asarray, table.rows(np.float64))
+    return [table.switches, table.init_scale, *(array.tolist() for array in rows)]
+
+
+# A value of each knob that is not its default, and the knobs beside which it acts.
+OTHER = {
+    "num_steps": (7, {}),
+    "clip": (0.7, {}),
+    "thresholding": (True, {}),
+    "dynamic_thresholding_ratio": (0.9, {"thresholding": True}),
+    "sample_max_value": (2.0, {"thresholding": True}),
+    "timestep_spacing": ("karras", {}),
+    "steps_offset": (1, {"timestep_spacing": "leading"}),
+    "timesteps": ((900.5, 300.0, 20.25), {}),
+    "variance_type": ("fixed_large", {}),
+    "eta": (0.5, {}),
+    "use_clipped_model_output": (True, {}),
+    "set_alpha_to_one": (False, {}),
+    "skip_prk_steps": (True, {}),
+    "solver_order": (3, {}),
+    "lower_order_final": (False, {"solver_order": 3}),
+    "final_sigmas_type": ("sigma_min", {}),
+    "lambda_min_clipped": (-4.0, {}),
+    "algorithm_type": (lambda name: f"sde-{name}", {}),
+    "solver_type": (lambda name: "bh1" if name == "unipc" else "heun", {}),
+    "singlestep": (True, {}),
+    "euler_at_final": (True, {"final_sigmas_type": "sigma_min", "solver_order": 3, "lower_order_final": False}),
+    "predict_x0": (False, {}),
+    "corrector": (False, {}),
+    "disable_corrector": ((0,), {}),
+    "s_churn": (2.0, {}),
+    "s_tmin": (1.0, {"s_churn": 40.0}),
+    "s_tmax": (2.0, {"s_churn": 40.0}),
+    "s_noise": (1.1, {"s_churn": 40.0}),
+    "snr": (0.2, {}),
+    "correct_steps": (2, {}),
+    "sampling_eps": (1e-3, {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Ancestral sampling")
+@pytest.mark.parametrize(
+    "name, knob", [(name, field.name) for name, cls in SAMPLERS.items() for field in dataclasses.fields(cls)]
+)
+def test_every_knob_acts(name, knob):
+    """Changed alone it changes the run, or is refused; and beside what it needs it changes the run."""
+    value, beside = OTHER[knob]
+    fields = {field.name: field.default for field in dataclasses.fields(SAMPLERS[name])}
+    if value == fields[knob]:
+        value = value / 2 if isinstance(value, float) else not value
+    value = value(name) if callable(value) else value
+    base = {} if knob in ("num_steps", "timesteps") else {"num_steps": 10}
+    try:
+        changed = SAMPLERS[name](**base, **{knob: value})
+    except ValueError as error:
+        assert f"`{knob}` does nothing here, set to {value!r}: " in str(error)
+    else:
+        assert numbers(changed) != numbers(SAMPLERS[name](**base))
+    base |= beside
+    assert numbers(SAMPLERS[name](**base, **{knob: value})) != numbers(SAMPLERS[name](**base))
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 50])
+@pytest.mark.parametrize("name", ["fast", *SAMPLERS])
+def test_defaults_fit_any_schedule(name, total):
+    """As many steps as the sampler's own number, or as the schedule has."""
+    if name == "score-sde-ve":
+        schedule = dataclasses.replace(VE, num_train_timesteps=total)
+    else:
+        schedule = ScheduleConfig(num_train_timesteps=total)
+    sampler = samplers.by_name(name)
+    table = sampler.table(schedule)
+    assert table.ends_step.sum() == min(sampler.default_steps or total, total)
+    assert np.all(np.isfinite(table.t)) and np.all(np.isfinite(table.mix)) and np.isfinite(table.init_scale)
+    for spacing in SPACINGS:
+        changed = dataclasses.replace(sampler, timestep_spacing=spacing)
+        if spacing == "leading" and total == 1 and not sampler._clean_last:
+            with pytest.raises(ValueError, match="`steps_offset` 0 has no step within the 1 training timesteps"):
+                changed.table(schedule)
+            continue
+        few = not sampler._clean_last and spacing == "leading"
+        assert changed.table(schedule).ends_step.sum() == min(sampler.default_steps or total, total - few)
+        assert np.all(np.isfinite(changed.table(schedule).t))
+    for steps in (1, total):
+        asked = dataclasses.replace(sampler, num_steps=steps).table(schedule)
+        assert asked.ends_step.sum() == steps and np.all(np.isfinite(asked.mix))
+    with pytest.raises(ValueError, match=f"`num_steps` must be an integer from 1 to {total} "):
+        dataclasses.replace(sampler, num_steps=total + 1).table(schedule)
+
+
+@pytest.mark.parametrize("total", [3, 10, 50, 1000])
+@pytest.mark.parametrize("name", ["DDPM", "DDIM", "PNDM"])
+def test_an_offset_of_one_fits_any_schedule(name, total):
+    """In diffusers it is an IndexError where there are as many steps as timesteps (issue 10003)."""
+    sampler = samplers.from_config({"_class_name": f"{name}Scheduler", "steps_offset": 1})
+    table = sampler.table(ScheduleConfig(num_train_timesteps=total))
+    assert table.t[0] <= total - 1 and table.ends_step.sum() == min(sampler.default_steps or total, total - 1)
 
 
 def test_unknown_spacing():

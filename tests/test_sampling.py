@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ from conftest import make_params, small_params
 import ddpm_jax
 from ddpm_jax import compilation, samplers, sharding
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig
-from ddpm_jax.samplers.base import draw_noise, image_keys
+from ddpm_jax.random_keys import image_keys
+from ddpm_jax.samplers.base import draw_noise
+from ddpm_jax.sampling import as_function
 
 SHORT = ScheduleConfig(num_train_timesteps=12)
 KEY = jax.random.key(0)
@@ -174,6 +178,18 @@ class TestIndependence:
         eight = np.asarray(ddpm_jax.sample(tiny, KEY, 8))
         np.testing.assert_allclose(ddpm_jax.sample(tiny, KEY, 3, first_index=5), eight[5:], atol=2e-5)
 
+    @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+    def test_keys_of_any_generator(self, tiny, impl):
+        """Those of XLA's own draw for a whole batch at once (JAX issue 19085)."""
+        key = jax.random.key(4, impl=impl)
+        four = ddpm_jax.sample(tiny, key, 4)
+        np.testing.assert_allclose(ddpm_jax.sample(tiny, key, 1, first_index=2), four[2:3], atol=2e-5)
+        with jax.default_prng_impl(impl):
+            np.testing.assert_array_equal(ddpm_jax.sample(tiny, jax.random.PRNGKey(4), 4), four)
+        table, x_T = samplers.DDPM().table(SHORT), np.ones((4, 2, 2, 1), np.float32)
+        run = lambda x_T, indices: samplers.run(lambda x, t: x, table, x_T, key, indices=indices)
+        np.testing.assert_array_equal(run(x_T, np.arange(4))[2:3], run(x_T[:1], np.array([2])))
+
     def test_keys_of_both_styles(self, tiny):
         old = jax.random.PRNGKey(0)
         np.testing.assert_array_equal(
@@ -208,14 +224,54 @@ def test_guidance_mixes_two_predictions():
         params, jax.random.key(0), 2, sampler=step, class_labels=labels, x_T=x_T, **kwargs
     )
     plain, none = draw(np.array([0, 2])), draw(3)
-    guided = draw(np.array([0, 2]), guidance_scale=1.5)
+    guided = draw(np.array([0, 2]), guidance_scale=1.5, null_class=3)
     expected = none + 1.5 * (plain - none)
     unclipped = (expected > 0) & (expected < 1) & (plain > 0) & (plain < 1) & (none > 0) & (none < 1)
     assert unclipped.mean() > 0.05
     np.testing.assert_allclose(guided[unclipped], expected[unclipped], atol=1e-4)
     np.testing.assert_array_equal(draw(np.array([0, 2]), guidance_scale=1), plain)
+    noted = params.replace(config=dataclasses.replace(params.config, null_class=3))
+    of_config = lambda **null: ddpm_jax.sample(
+        noted, jax.random.key(0), 2, sampler=step, class_labels=[0, 2], x_T=x_T, guidance_scale=1.5, **null
+    )
+    np.testing.assert_array_equal(of_config(), guided)
+    np.testing.assert_array_equal(of_config(null_class=1), draw([0, 2], guidance_scale=1.5, null_class=1))
+    assert np.abs(of_config(null_class=1) - guided).max() > 1e-4
+    # an image of no class has nothing to be guided away from
+    np.testing.assert_allclose(draw(3, guidance_scale=1.5, null_class=3), none, atol=1e-6)
+
+
+def test_guidance_needs_to_know_the_class_that_stands_for_none():
+    params = small_params(num_class_embeds=4, schedule=SHORT)
+    for draw in (ddpm_jax.sample, ddpm_jax.sample_path, ddpm_jax.sample_chunks):
+        with pytest.raises(ValueError, match=r"does not say which of its 4 does.*pass `null_class`.*null_class=3\)"):
+            draw(params, KEY, 1, class_labels=0, guidance_scale=2.0)
+    for null_class in (-1, 4):
+        with pytest.raises(ValueError, match=rf"`null_class` must be one of the classes 0 .. 3, not {null_class}"):
+            ddpm_jax.sample(params, KEY, 1, class_labels=0, guidance_scale=2.0, null_class=null_class)
+    with pytest.raises(ValueError, match="`null_class` acts beside `guidance_scale` alone"):
+        ddpm_jax.sample(params, KEY, 1, class_labels=0, null_class=3)
     with pytest.raises(ValueError, match="needs a network with a table of classes"):
-        ddpm_jax.sample(make_params(), jax.random.key(0), 1, guidance_scale=2.0)
+        ddpm_jax.sample(make_params(), KEY, 1, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("labels", [[0, 2], (0, 2), range(0, 3, 2), [np.int64(0), 2]])
+def test_lists_are_labels(labels, recwarn):
+    params = small_params(num_class_embeds=3, schedule=SHORT)
+    expected = ddpm_jax.sample(params, KEY, 2, sampler=DDIM3, class_labels=np.array([0, 2]))
+    np.testing.assert_array_equal(ddpm_jax.sample(params, KEY, 2, sampler=DDIM3, class_labels=labels), expected)
+    x = np.zeros((2, 8, 8, 1), np.float32)
+    np.testing.assert_array_equal(ddpm_jax.apply(params, x, 3, labels), ddpm_jax.apply(params, x, 3, np.array([0, 2])))
+    ddpm_jax.loss(params, KEY, x, labels)
+    traced = jax.jit(lambda label: ddpm_jax.apply(params, x, 3, [0, label]))(2)
+    np.testing.assert_allclose(traced, ddpm_jax.apply(params, x, 3, np.array([0, 2])), atol=2e-5)  # rounding
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("labels", [[], [0], [0, 3], [0, 0.5], [[0], [1, 2]], ["a", "b"], [0, None]])
+def test_bad_lists_of_labels(labels):
+    with pytest.raises(ValueError, match="`class_labels`"):
+        ddpm_jax.sample(small_params(num_class_embeds=3, schedule=SHORT), KEY, 2, class_labels=labels)
 
 
 def test_learned_variance_is_sampled_from_the_checkpoints_config():
@@ -329,6 +385,19 @@ class TestRefusals:
         with pytest.raises(ValueError, match="no `sample_size`"):
             ddpm_jax.sample(small_params(sample_size=None, schedule=SHORT), KEY, 2)
 
+    @pytest.mark.parametrize("size, near", [(28, "24 and 32"), ((32, 20), r"\(32, 16\) and \(32, 24\)")])
+    def test_a_size_that_the_levels_cannot_halve(self, size, near):
+        """diffusers issue 3630: a stale entry of the config. The network works at other sizes."""
+        levels = {"block_out_channels": (8,) * 4, "down_block_types": ("DownBlock2D",) * 4}
+        params = small_params(sample_size=size, up_block_types=("UpBlock2D",) * 4, schedule=SHORT, **levels)
+        draws = (ddpm_jax.sample, ddpm_jax.sample_path, ddpm_jax.sample_chunks)
+        for draw in (*(functools.partial(draw, params, KEY, 1) for draw in draws), lambda: as_function(params.config)):
+            with pytest.raises(ValueError, match=f"cannot be halved 3 times.* {near} can be drawn"):
+                draw()
+        unet = dataclasses.replace(params.config.unet, sample_size=(16, 8))
+        other = params.replace(config=dataclasses.replace(params.config, unet=unet))
+        assert ddpm_jax.sample(other, KEY, 1, sampler=DDIM3).shape == (1, 16, 8, 1)
+
     def test_channels(self):
         with pytest.raises(ValueError, match="puts out 3 channels for 1 of the image"):
             ddpm_jax.sample(small_params(out_channels=3, schedule=SHORT), KEY, 2)
@@ -344,8 +413,10 @@ class TestRefusals:
             ddpm_jax.sample_path(tiny, KEY, 1, num_frames=13)
         with pytest.raises(ValueError, match="`chunk` must be at least 1"):
             ddpm_jax.sample_chunks(tiny, KEY, 1, chunk=0)
-        with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
-            ddpm_jax.sample_path(tiny, KEY, 1, steps=3)
+        for draw in (ddpm_jax.sample, ddpm_jax.sample_path, ddpm_jax.sample_chunks, ddpm_jax.invert):
+            draw = inspect.unwrap(draw)  # of the checks of types, which come first
+            with pytest.raises(TypeError, match=rf"^{draw.__name__}\(\) got an unexpected keyword argument 'steps'"):
+                draw(tiny, KEY, 1, steps=3)
 
     def test_first_index(self, tiny):
         for index in (-1, 2**31 - 1):

@@ -94,7 +94,7 @@ def test_own_tests_with_added_noise(sampler, start, total):
     rest = tuple(sampler.table(EPS).t[start:])
     alpha_bar_t = np.float32(alphas_cumprod(EPS)[int(rest[0])])
     noised = np.sqrt(alpha_bar_t) * dummy_start() + np.sqrt(1 - alpha_bar_t) * known_noise()
-    x = run(dataclasses.replace(sampler, timesteps=rest), start=noised)
+    x = run(dataclasses.replace(sampler, num_steps=None, timesteps=rest), start=noised)
     assert abs(np.abs(x).sum() - total) < 1e-2  # diffusers' tolerance
 
 
@@ -107,7 +107,7 @@ def test_singlestep_from_the_middle(steps, first, noised, total):
     start = dummy_start()
     if noised:
         start = np.sqrt(alpha_bar_t) * start + np.sqrt(1 - alpha_bar_t) * known_noise()
-    one, others = (dataclasses.replace(sampler, timesteps=part).table(EPS) for part in (rest, rest[1:]))
+    one, others = (dataclasses.replace(sampler, num_steps=None, timesteps=part).table(EPS) for part in (rest, rest[1:]))
     arrays = [field.name for field in dataclasses.fields(one) if isinstance(getattr(one, field.name), np.ndarray)]
     joined = {name: np.concatenate([getattr(one, name)[:1], getattr(others, name)]) for name in arrays}
     x = run_table(dummy, dataclasses.replace(one, **joined), nhwc(start), noise=np.zeros((steps - first, 4, 8, 8, 3)))
@@ -141,7 +141,7 @@ def test_unipc_in_one_dimension_with_noise():
     alpha_bar_t = np.float32(alphas_cumprod(EPS)[int(rest[0])])
     start, noise = one_dimensional()
     x = run(
-        dataclasses.replace(sampler, timesteps=rest),
+        dataclasses.replace(sampler, num_steps=None, timesteps=rest),
         start=np.sqrt(alpha_bar_t) * start + np.sqrt(1 - alpha_bar_t) * noise,
     )
     assert abs(np.abs(x).sum() - 39.0870) < 1e-2
@@ -154,7 +154,7 @@ LONG_V = ScheduleConfig(num_train_timesteps=1100, prediction_type="v_prediction"
 def run_scaled(sampler, schedule, seed=None, start_row=None):
     """Run as diffusers' tests of sigma-space schedulers do, which hand the scaled input to `step` for the sample."""
     if start_row is not None:
-        sampler = dataclasses.replace(sampler, timesteps=tuple(np.linspace(1099, 0, 10)[start_row:]))
+        sampler = dataclasses.replace(sampler, num_steps=None, timesteps=tuple(np.linspace(1099, 0, 10)[start_row:]))
     process = sampler._process(schedule)
     levels = sampler._levels(process)
     rows = list(sampler._rows(process, levels))

@@ -101,6 +101,9 @@ def test_what_is_drawn_depends_on_seed_and_step():
     jax.tree.map(np.testing.assert_array_equal, one, again)
     other, _ = do(config(run=RunConfig(batch_size=8, steps=10, seed=1)), 2)
     assert typical_gap(one.weights, other.weights) > 1e-5
+    with jax.default_prng_impl("rbg"):
+        same, _ = do(config(), 2)
+    jax.tree.map(np.testing.assert_array_equal, one, same)
 
 
 def test_dropout_is_on():

@@ -1,10 +1,15 @@
 """The command line, `ddpm-jax COMMAND`. But for progress bars only this writes to the terminal."""
 
+import contextlib
+import functools
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
 
+from ddpm_jax.cli.arguments import in_flags
 from ddpm_jax.cli.checkpoints import convert, ema, export, info
 from ddpm_jax.cli.compile import compile
 from ddpm_jax.cli.sampling import sample
@@ -16,21 +21,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 1 and one line on stderr where the input is wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
     plain = (sample, ema, compile, convert, export, info)
+    commands = {command.__name__: tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(command) for command in plain}
     try:
-        commands = {command.__name__: tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(command) for command in plain}
         if not argv or argv[0] not in commands:  # the others need not wait for the imports of training
             # a preset may set a flag, which --no-flag unsets
             commands["train"] = train_command(argv)
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="ddpm-jax",
-            description="Sample from, train, convert and inspect denoising diffusion models in JAX.",
-            args=argv,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        _parse(argv, commands)()
     except (ValueError, OSError, MissingExtra) as error:
-        print(f"ddpm-jax: {error}", file=sys.stderr)
+        command = commands.get(argv[0]) if argv else None
+        print(f"ddpm-jax: {in_flags(str(error), command)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("ddpm-jax: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _parse(argv: Sequence[str], commands: dict[str, Callable[..., None]]) -> Callable[[], None]:
+    """Return the command with its arguments, ready to run; what is wrong with them is said in the words of flags."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: _deferred(command) for name, command in commands.items()},
+                prog="ddpm-jax",
+                description="Sample from, train, convert and inspect denoising diffusion models in JAX.",
+                args=argv,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    finally:
+        sys.stderr.write(in_flags(said.getvalue(), commands.get(argv[0]) if argv else None))
+
+
+def _deferred(command: Callable[..., None]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def prepared(*args: Any, **kwargs: Any) -> Any:
+        return functools.partial(command, *args, **kwargs)
+
+    return prepared

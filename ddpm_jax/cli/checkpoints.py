@@ -5,7 +5,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from ddpm_jax.cli.sampling import describe
+from ddpm_jax.cli.arguments import describe
 from ddpm_jax.config import Config
 
 _MAX_CLASSES = 20  # that are named

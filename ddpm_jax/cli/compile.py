@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ddpm_jax.cli.sampling import choose_sampler, describe
+from ddpm_jax.cli.arguments import at_size, choose_sampler
 
 
 def compile(
@@ -15,6 +15,7 @@ def compile(
     sampler: str | None = None,
     steps: int | None = None,
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KNOB=VALUE")] = (),
+    image_size: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     revision: str | None = None,
     variant: str | None = None,
@@ -31,6 +32,7 @@ def compile(
         sampler: as in `sample`.
         steps: steps of the sampler.
         set: any further knob of the sampler.
+        image_size: N or HxW pixels, if not the model's own size.
         dtype: what convolutions and dense layers compute in.
         revision: branch, tag or commit on the hub.
         variant: fp16 takes the weights stored under that name.
@@ -43,7 +45,8 @@ def compile(
 
     check_artefact(out, overwrite=force)
     params = load(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema, dtype=dtype)
+    params = at_size(params, image_size)
     chosen = choose_sampler(sampler, steps, set, params.config)
-    write_artefact(params, chosen, out, platforms=platforms, overwrite=force)
+    write_artefact(params, chosen.sampler, out, platforms=platforms, overwrite=force)
     size = (out / "sampler.bin").stat().st_size / 1e6
-    print(f"{out}: {describe(chosen)} for {', '.join(platforms)}, {size:.1f} MB. run.py in it draws four images.")
+    print(f"{out}: {chosen.text} for {', '.join(platforms)}, {size:.1f} MB. run.py in it draws four images.")

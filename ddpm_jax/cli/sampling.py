@@ -1,16 +1,14 @@
 """`ddpm-jax sample`: images, one batch or a set of fifty thousand."""
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
-import json
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,11 +17,15 @@ from PIL import Image
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm_jax import plotting
+from ddpm_jax.cli.arguments import Chosen, at_size, choose_sampler, class_of, other_meaning
 from ddpm_jax.cli.compile_cache import keep_compiled
-from ddpm_jax.image_set import RECORD, ImageSet, refuse_others, write_png
+from ddpm_jax.files import read_json
+from ddpm_jax.image_set import RECORD, ImageSet, read_png, refuse_others, write_png
 from ddpm_jax.plotting import to_pil
+from ddpm_jax.random_keys import check_seed, key_from_seed
 
 _MOST_IN_GRID = 256
+_MOST_PIXELS = 2**26  # of a grid
 _BAR = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
 
@@ -36,7 +38,10 @@ def sample(
     fast: bool = False,
     steps: int | None = None,
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KNOB=VALUE")] = (),
-    class_label: int | None = None,
+    class_label: str | None = None,
+    guidance_scale: float | None = None,
+    null_class: int | None = None,
+    image_size: str | None = None,
     index: int | None = None,
     out: Path = Path("samples"),
     format: Literal["png", "npz"] = "png",
@@ -60,12 +65,15 @@ def sample(
         model: a hub id (google/ddpm-cat-256) or a folder; the demo that comes with the package if left out.
         batch_size: images per run of the program.
         num_images: images in all; one batch if left out.
-        seed: of the random key; image i depends on (seed, i) alone.
+        seed: of the random key, from 0 to 2^32 - 1; image i depends on (seed, i) alone.
         sampler: a name in ddpm_jax.samplers.SAMPLERS; what the checkpoint's scheduler config names if left out.
         fast: DPM-Solver++ of order 3, clipped, with 20 evaluations; the same as --sampler fast.
-        steps: steps of the sampler.
-        set: any further knob of the sampler, as eta=0.5 or clip=none; may be repeated.
-        class_label: for class-conditional models.
+        steps: steps of the sampler; its own number if left out, or as many as the model's schedule has.
+        set: any further knob of the sampler, as eta=0.5, clip=none or timesteps=900,500,0; may be repeated.
+        class_label: name or number of the class, for class-conditional models; a name wins.
+        guidance_scale: of classifier-free guidance, for models trained with dropped labels; 1 is none.
+        null_class: number of the class that stands for none, where the model does not say it.
+        image_size: N or HxW pixels, if not the model's own size.
         index: make only this image of the set, by itself.
         out: the folder to write into; a set that was begun there with the same settings is continued.
         format: numbered PNGs, or images.npz (uint8, arr_0).
@@ -87,40 +95,60 @@ def sample(
     if verbose:
         logging.basicConfig(level=logging.INFO)
     batch_size, num_images, first = _sizes(batch_size, num_images, index)
+    check_seed(seed)
     if fast and sampler is not None:
         raise ValueError("--fast is a sampler; leave --sampler out.")
     if index is not None and (format != "png" or gif):
         raise ValueError("--index makes one PNG; leave --format and --gif out.")
     _check_output(out)
     target = out / f"{first:05d}.png"
-    if index is not None and target.exists() and not force:
+    if index is not None and read_png(target) is not None and not force:
         raise FileExistsError(f"{target} exists already; choose another --out, or --force.")
     join(coordinator, num_processes, process_id, distributed)
     keep_compiled(compile_cache)
-
-    import jax
 
     from ddpm_jax.checkpoint.source import locate, read
 
     where = locate(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema)
     params = read(where.folder, variant=variant, ema=ema, dtype=dtype)
+    own_size = params.config.unet.image_size
+    params = at_size(params, image_size)
+    unet = params.config.unet
+    shape = (*unet.image_size, unet.in_channels)
+    _check_pictures(unet.in_channels, format, gif)
     chosen = choose_sampler("fast" if fast else sampler, steps, set, params.config)
+    label, name = class_of(class_label, params.config)
+    if guidance_scale is not None and null_class is None:
+        null_class = params.config.null_class
+    if guidance_scale is not None and label is not None and label == null_class:
+        raise ValueError(
+            f"`guidance_scale` guides away from class {label}, which `class_label` asks for: leave one out."
+        )
     settings = {
         "model": where.source.get("model"),
         "weights": _digest(params.weights),
         "revision": where.source.get("revision"),
         "seed": seed,
-        "sampler": describe(chosen),
-        "class_label": class_label,
+        "sampler": _recorded(out, chosen),
+        "class_label": label,
+        "class_name": name,
+        "guidance_scale": guidance_scale,
+        "null_class": null_class,
+        "image_size": None if unet.image_size == own_size else unet.image_size,
         "dtype": dtype,
         "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax")},
     }
     if index is not None:
         refuse_others(out, settings | {"format": format})
-    batches = _Batches(params, jax.random.key(seed), batch_size, chosen, class_label, first)
+    if note := other_meaning(class_label, label, params.config):
+        print(note)
+    condition = {"class_labels": label, "guidance_scale": guidance_scale, "null_class": null_class}
+    batches = _Batches(params, key_from_seed(seed), batch_size, chosen, condition, first)
     if index is None:
-        _make_set(ImageSet(out, settings, num_images, format=format, force=force), batches, gif)
+        images = ImageSet(out, settings, num_images, format=format, force=force, shape=shape)
+        _make_set(images, batches, gif)
     else:
+        print(f"Drawing image {index}{batches.announcement(name)}")
         (_, image), *_ = batches.draw(0, _Silent())
         out.mkdir(parents=True, exist_ok=True)
         write_png(to_pil(image)[0], target, settings | {"index": first})
@@ -142,8 +170,14 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
         lacking = np.asarray(multihost_utils.broadcast_one_to_all(lacking))
     count = int(lacking.sum())
     size, frames, there = batches.batch_size, [], images.num_images - count
-    if lead and there:
-        print(f"{images.folder} holds {there} of {images.num_images} images: going on.")
+    name = images.settings.get("class_name")
+    if lead and (there or images.damaged):
+        again = f" ({len(images.damaged)} damaged or of another set: {', '.join(images.damaged[:5])})"
+        print(
+            f"{images.folder} holds {there} of {images.num_images} images{again if images.damaged else ''}: going on."
+        )
+    if lead:
+        print(f"Drawing {count} image{'s' if count != 1 else ''}{batches.announcement(name)}")
     with tqdm(
         total=images.num_images, initial=there, unit=" images", leave=False, disable=not lead, bar_format=_BAR
     ) as bar:
@@ -167,9 +201,12 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
         plotting.gif(frames, images.folder / "sampling.gif")
     elif gif:
         print("The first batch was there already: no sampling.gif. --force draws it anew.", file=sys.stderr)
-    grid = plotting.grid(images.read(min(images.num_images, _MOST_IN_GRID)))
-    picture = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
-    write_png(picture, images.folder / "grid.png", images.settings)
+    height, width, channels = images.shape
+    if channels in plotting.PICTURE_CHANNELS:
+        shown = min(images.num_images, _MOST_IN_GRID, max(1, _MOST_PIXELS // (height * width)))
+        grid = plotting.grid(images.read(shown), captions=None if name is None else [name] * shown)
+        picture = Image.fromarray(grid[..., 0] if channels == 1 else grid)
+        write_png(picture, images.folder / "grid.png", images.settings)
     images.finish()
     print(f"{images.num_images} images in {images.folder}: {batches.report(count)}")
 
@@ -177,15 +214,20 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
 class _Batches:
     """Draw batches of a set of images, and time it."""
 
-    def __init__(self, params, key, batch_size: int, sampler, class_label: int | None, first: int):
+    def __init__(self, params, key, batch_size: int, chosen: Chosen, condition: dict[str, Any], first: int):
         import jax
 
         from ddpm_jax import sharding
+        from ddpm_jax.params import check_labels
+        from ddpm_jax.samplers.for_checkpoint import table_of
+        from ddpm_jax.sampling import check_guidance
 
+        check_labels(params.config.unet, condition["class_labels"], batch_size)
+        check_guidance(params.config, condition["guidance_scale"], condition["null_class"])
+        self.num_evals = table_of(chosen.sampler, params.config).num_evals
         self.params = sharding.replicate(params) if jax.device_count() > 1 else params
-        self.key, self.batch_size, self.sampler = key, batch_size, sampler
-        self.class_label, self.first = class_label, first
-        self.num_evals = sampler.table(params.config.schedule).num_evals
+        self.key, self.batch_size, self.chosen = key, batch_size, chosen
+        self.condition, self.first = condition, first
         if jax.process_count() > 1 and batch_size % jax.device_count():
             raise ValueError(f"--batch-size {batch_size} does not divide over {jax.device_count()} devices.")
         self.clock, self.started = _CompileClock(), time.perf_counter()
@@ -201,8 +243,8 @@ class _Batches:
                 self.key,
                 self.batch_size,
                 chunk=_chunk_length(self.num_evals),
-                sampler=self.sampler,
-                class_labels=self.class_label,
+                sampler=self.chosen.sampler,
+                **self.condition,
                 first_index=self.first + start,
             )
             for done, total, x_0_hat in _one_behind(chunks):
@@ -211,6 +253,18 @@ class _Batches:
                 if frames is not None:
                     frames.append(np.concatenate([rows for _, rows in sharding.own_rows(x_0_hat)])[:64])
         return [(start + offset, rows) for offset, rows in sharding.own_rows(x_0_hat)]
+
+    def announcement(self, class_name: str | None) -> str:
+        """Say what is drawn, after "Drawing 4 images"."""
+        unet, (label, scale, null_class) = self.params.config.unet, self.condition.values()
+        height, width = unet.image_size
+        channels = f"{unet.in_channels} channel{'s' if unet.in_channels != 1 else ''}"
+        of = "" if label is None else f" of class {label}" + (f" ({class_name})" if class_name is not None else "")
+        guided = f", guided by {scale:g} away from class {null_class}" if scale not in (None, 1) else ""
+        return (
+            f"{of}, {height} x {width} pixels, {channels}{guided}: {self.chosen.text}, {self.num_evals} "
+            f"evaluation{'s' if self.num_evals != 1 else ''}{' of two images' if guided else ''} each."
+        )
 
     def report(self, count: int) -> str:
         import jax
@@ -310,6 +364,21 @@ def _sizes(batch_size: int, num_images: int | None, index: int | None) -> tuple[
     return 1, 1, index
 
 
+def _check_pictures(channels: int, format: str, gif: bool) -> None:
+    """Refuse to draw what could not be written."""
+    if format == "png":
+        plotting.check_channels(channels)
+    elif gif and channels not in plotting.PICTURE_CHANNELS:
+        raise ValueError(f"A GIF shows 1, 3 or 4 channels, not {channels}: leave `gif` out.")
+
+
+def _recorded(out: Path, chosen: Chosen) -> str:
+    """Return the sampler in the words of a set's record, which may be those of an earlier version."""
+    record = out / RECORD
+    there = read_json(record).get("sampler") if record.exists() else None
+    return chosen.former if there == chosen.former else chosen.text
+
+
 def _check_output(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file; name a folder.")
@@ -318,47 +387,6 @@ def _check_output(out: Path) -> None:
         parent = parent.parent
     if not os.access(parent, os.W_OK):
         raise PermissionError(f"--out {out}: {parent} is not writable.")
-
-
-def choose_sampler(name: str | None, steps: int | None, knobs: Sequence[str], config: Any) -> Any:
-    from ddpm_jax import samplers
-    from ddpm_jax.validation import nearest
-
-    chosen = samplers.from_config(config.sampler) if name is None else samplers.by_name(name)
-    known = [field.name for field in dataclasses.fields(chosen)]
-    values: dict[str, Any] = {} if steps is None else {"num_steps": steps}
-    for knob in knobs:
-        field, equals, text = knob.partition("=")
-        if not equals or field not in known:
-            raise ValueError(
-                f"--set {knob}: {type(chosen).__name__} has the knobs {', '.join(known)}, set as KNOB=VALUE."
-                f"{nearest(field, known)}"
-            )
-        values[field] = _value(text)
-    return dataclasses.replace(chosen, **values)
-
-
-def _value(text: str) -> Any:
-    """Read a knob's value: none, true, false, a number, a list of numbers, or else a word."""
-    words = {"none": None, "null": None, "true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        value = json.loads(text if "," not in text or text.startswith("[") else f"[{text}]")
-    except ValueError:
-        return text
-    return tuple(value) if isinstance(value, list) else value
-
-
-def describe(sampler: Any) -> str:
-    """The sampler as one would write it, without the knobs that have their defaults."""
-    unused = ("num_steps", "timestep_spacing", "steps_offset") if getattr(sampler, "timesteps", None) else ()
-    knobs = [
-        f"{field.name}={getattr(sampler, field.name)!r}"
-        for field in dataclasses.fields(sampler)
-        if getattr(sampler, field.name) != field.default and field.name not in unused
-    ]
-    return f"{type(sampler).__name__}({', '.join(knobs)})"
 
 
 def _chunk_length(num_evals: int) -> int:

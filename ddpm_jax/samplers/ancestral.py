@@ -14,6 +14,7 @@ import numpy as np
 
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers.base import Table
+from ddpm_jax.samplers.effects import Acts
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis, eps_of
 from ddpm_jax.samplers.grids import Level, Process
 from ddpm_jax.types import Number
@@ -66,7 +67,8 @@ class DDPM(ChainSampler):
         [996.0, 992.0, 988.0]
     """
 
-    num_steps: int | None = None
+    default_steps: ClassVar[int | None] = None
+
     variance_type: str = "fixed_small"
 
     def __post_init__(self):
@@ -76,7 +78,9 @@ class DDPM(ChainSampler):
     def table(self, schedule: ScheduleConfig) -> Table:
         """Return the rows that `run` executes, one a timestep."""
         table = super().table(schedule)
-        if self.variance_type.startswith("fixed_large") and table.num_evals < schedule.num_train_timesteps:
+        asked = self.num_steps is not None or self.timesteps is not None
+        few = asked and table.num_evals < schedule.num_train_timesteps
+        if few and self.variance_type.startswith("fixed_large"):
             warnings.warn(
                 f"Ancestral sampling in {table.num_evals} of {schedule.num_train_timesteps} steps with variance_type "
                 f"{self.variance_type!r} leaves noise in the images. Use variance_type='fixed_small', or DDIM.",
@@ -126,10 +130,19 @@ class DDIM(ChainSampler):
         50
     """
 
-    num_steps: int | None = 50
+    default_steps: ClassVar[int | None] = 50
+
     eta: Number = 0.0
     use_clipped_model_output: bool = False
     set_alpha_to_one: bool = True
+
+    _acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(
+            ("use_clipped_model_output",),
+            lambda knobs: knobs.clip is not None or knobs.thresholding,
+            "where x_0_hat is clipped, by `clip` or `thresholding`",
+        ),
+    )
 
     def __post_init__(self):
         super().__post_init__()

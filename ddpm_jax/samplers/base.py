@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.config import ScheduleConfig
+from ddpm_jax.random_keys import image_keys
 from ddpm_jax.types import Array, ImageKeys, Images, NetFn, Number, RandomKey
 
 
@@ -146,11 +147,6 @@ def draw_noise(image_keys: ImageKeys, index: Any, shape: tuple[int, ...], dtype:
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
-def image_keys(key: RandomKey, indices: Any) -> ImageKeys:
-    """Return the key of each image of a set: it depends on (key, index) alone."""
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-
-
 def run(
     net_fn: NetFn,
     table: Table,
@@ -170,7 +166,7 @@ def run(
             the output has twice the channels.
         table: from `Sampler.table`, or made by hand.
         x_T: unit-variance noise [b, h, w, c]; the table scales it. Its dtype is the state's.
-        key: a key; image i draws from fold_in(key, indices[i]) alone.
+        key: a key of `jax.random`, of any generator and style; image i draws from fold_in(key, indices[i]) alone.
         noise: [num_evals, b, h, w, c] to be used instead of drawing.
         indices: [b] the images' numbers in their set; 0 .. b-1 if None.
 

@@ -16,10 +16,11 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.samplers.effects import Acts
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis, eps_of
 from ddpm_jax.samplers.grids import Level, Process
 from ddpm_jax.types import Number
@@ -129,6 +130,14 @@ def lagrange(nodes: np.ndarray, u: np.ndarray) -> np.ndarray:
     return values
 
 
+def _lowers(knobs: Any) -> bool:
+    """Tell whether an order is left to be lowered: that of a step to the clean image is 1 in any case."""
+    to_clean = knobs.final_sigmas_type == "zero"
+    if getattr(knobs, "singlestep", False):
+        return knobs.solver_order != 1 and not to_clean
+    return knobs.solver_order == 3 or (knobs.solver_order == 2 and not to_clean)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExponentialSampler(GridSampler):
     """The knobs that the family shares, under diffusers' names.
@@ -146,6 +155,14 @@ class ExponentialSampler(GridSampler):
     final_sigmas_type: str = "zero"
     lambda_min_clipped: Number = -np.inf
 
+    _acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(
+            ("lower_order_final",),
+            _lowers,
+            "where `solver_order` is 3, or 2 and `final_sigmas_type` 'sigma_min'; in the singlestep form where that is "
+            "'sigma_min'",
+        ),
+    )
     _clean_last: ClassVar[bool] = False
     _orders: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
@@ -203,7 +220,8 @@ class DPMSolver(MultistepSampler):
         solver_type: how second-order steps integrate the slope: "midpoint" or exactly, "heun".
         singlestep: orders go 1, 2, (3), 1, 2, .. and each group of steps starts from one image, instead of using the
             outputs of the steps before.
-        euler_at_final: in the multistep form, the last step is of order 1 (to the clean image it always is).
+        euler_at_final: in the multistep form that ends at "sigma_min", the last step is of order 1 (to the clean image
+            it always is).
 
     Equal to `DPMSolverMultistepScheduler` and `DPMSolverSinglestepScheduler` of diffusers, except that the multistep
     form of order 3 is of order 3: theirs lacks a factor 2 in the second difference, which leaves order 2. They also
@@ -219,6 +237,14 @@ class DPMSolver(MultistepSampler):
     singlestep: bool = False
     euler_at_final: bool = False
 
+    _acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(("solver_type", "singlestep"), lambda knobs: knobs.solver_order != 1, "where `solver_order` is 2 or 3"),
+        Acts(
+            ("euler_at_final",),
+            lambda knobs: not knobs.singlestep and knobs.solver_order != 1 and knobs.final_sigmas_type == "sigma_min",
+            "where `singlestep` is false, `solver_order` 2 or 3 and `final_sigmas_type` 'sigma_min'",
+        ),
+    )
     _algorithms: ClassVar[tuple[str, ...]] = ("dpmsolver", "sde-dpmsolver")
 
     def __post_init__(self):
@@ -226,10 +252,6 @@ class DPMSolver(MultistepSampler):
         self._check_choice("algorithm_type", self._algorithms)
         self._check_choice("solver_type", SOLVER_TYPES)
         self._check_flags("singlestep", "euler_at_final")
-        check(
-            not (self.singlestep and self.euler_at_final),
-            "`euler_at_final` is for the multistep form; `singlestep` has `lower_order_final` alone.",
-        )
 
     @property
     def order(self) -> int:
@@ -340,6 +362,15 @@ class UniPC(MultistepSampler):
     predict_x0: bool = True
     corrector: bool = True
     disable_corrector: tuple[int, ...] = ()
+
+    _acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(
+            ("solver_type", "predict_x0"),
+            lambda knobs: knobs.corrector or knobs.solver_order != 1,
+            "where `corrector` is true, or `solver_order` 2 or 3",
+        ),
+        Acts(("disable_corrector",), lambda knobs: knobs.corrector, "where `corrector` is true"),
+    )
 
     def __post_init__(self):
         super().__post_init__()

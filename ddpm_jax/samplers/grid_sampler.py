@@ -10,6 +10,7 @@ import numpy as np
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.base import Sampler, Table
+from ddpm_jax.samplers.effects import Acts, check_effects
 from ddpm_jax.samplers.grids import Level, Process
 from ddpm_jax.schedule import prediction_coefficients
 from ddpm_jax.types import Number
@@ -69,18 +70,24 @@ def moved(s: Level, x: np.ndarray, t: Level, eps: np.ndarray) -> np.ndarray:
 class GridSampler(Sampler):
     """A sampler that goes down a grid of noise levels; names are diffusers', but for `clip`.
 
+    A knob that does nothing beside the others is refused.
+
     Attributes:
-        num_steps: N, intervals of the grid; None means every training timestep.
+        num_steps: N, intervals of the grid; None is the sampler's own number, `default_steps`, or as many as the grid
+            has where they are fewer.
         clip: clips x_0_hat to [-clip, clip] (`clip_sample`, `clip_sample_range`); None leaves it alone.
         thresholding: dynamic thresholding per image instead of clipping (Saharia et al. 2022): divide by the
             `dynamic_thresholding_ratio` quantile of |x_0_hat|, held between 1 and `sample_max_value`.
         timestep_spacing: "leading", "linspace", "trailing", "quadratic", "logsnr" (alias "exponential"), "karras" or
             "beta"; see `grids.levels`.
         steps_offset: added to the leading grid.
-        timesteps: a grid of one's own, strictly falling, fractions allowed; it wins over num_steps, spacing and offset.
+        timesteps: a grid of one's own, strictly falling, fractions allowed, instead of num_steps, spacing and offset.
+        default_steps: of the class; None is every training timestep.
     """
 
-    num_steps: int | None = 20
+    default_steps: ClassVar[int | None] = 20
+
+    num_steps: int | None = None
     clip: Number | None = None
     thresholding: bool = False
     dynamic_thresholding_ratio: Number = 0.995
@@ -93,6 +100,30 @@ class GridSampler(Sampler):
     _whole: ClassVar[bool] = True
     _clean_last: ClassVar[bool] = True
     _finite: ClassVar[bool] = True
+
+    _acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(
+            ("dynamic_thresholding_ratio", "sample_max_value"),
+            lambda knobs: knobs.thresholding,
+            "where `thresholding` is true",
+        ),
+        Acts(("clip",), lambda knobs: knobs.clip is None or not knobs.thresholding, "where `thresholding` is false"),
+        Acts(
+            ("steps_offset",),
+            lambda knobs: knobs.timestep_spacing == "leading",
+            "where `timestep_spacing` is 'leading'",
+        ),
+        Acts(
+            ("timestep_spacing", "steps_offset"),
+            lambda knobs: knobs.timesteps is None,
+            "where no `timesteps` are given",
+        ),
+        Acts(
+            ("num_steps",),
+            lambda knobs: knobs.timesteps is None or knobs.num_steps == len(knobs.timesteps),
+            "where no `timesteps` are given, whose number it would be",
+        ),
+    )
 
     def __post_init__(self):
         clip, quantile, most = self.clip, self.dynamic_thresholding_ratio, self.sample_max_value
@@ -109,6 +140,7 @@ class GridSampler(Sampler):
             good = isinstance(self.timesteps, list | tuple)
             check(good, f"`timesteps` must be a list of numbers, not {self.timesteps!r}.")
             object.__setattr__(self, "timesteps", tuple(self.timesteps))  # a list would not hash
+        check_effects(self)
 
     def _check_flags(self, *names: str) -> None:
         for name in names:
@@ -147,7 +179,7 @@ class GridSampler(Sampler):
         """Return the grid, and after it the level at which the run ends."""
         grid = grids.levels(
             process,
-            process.last + 1 if self.num_steps is None else self.num_steps,
+            self._num_steps(process),
             self.timestep_spacing,
             steps_offset=self.steps_offset,
             custom=self.timesteps,
@@ -155,6 +187,14 @@ class GridSampler(Sampler):
             clean_last=self._clean_last,
         )
         return [*grid, self._end(process)]
+
+    def _num_steps(self, process: Process) -> int:
+        """Return N: what is asked for, or the default, which fits any schedule."""
+        if self.num_steps is not None:
+            return self.num_steps
+        offset = self.steps_offset if self.timestep_spacing == "leading" else 0
+        most = grids.most_steps(process, self.timestep_spacing, steps_offset=offset, clean_last=self._clean_last)
+        return most if self.default_steps is None else min(self.default_steps, most)
 
     def _end(self, process: Process) -> Level:
         return process.end("zero")

@@ -172,11 +172,17 @@ def levels(
     if custom is not None:
         return [process.at_time(t) for t in _checked(custom, process.last)]
     total = process.last + 1
-    check_num_steps(num_steps, total)
     check(
         spacing in SPACINGS,
         f"`timestep_spacing` must be one of {list(SPACINGS)}, not {spacing!r}.{nearest(str(spacing), SPACINGS)}",
     )
+    most = most_steps(process, spacing, steps_offset=steps_offset, clean_last=clean_last)
+    check(
+        most >= 1,
+        f"A leading grid with `steps_offset` {steps_offset} has no step within the {total} training timesteps of this "
+        "schedule. Choose another `timestep_spacing`.",
+    )
+    check_num_steps(num_steps, total)
     if spacing in RATIO_SPACINGS:
         high, low = (process.at_time(t).ratio for t in (process.last, 0))
         return [process.at_ratio(ratio) for ratio in _ratios(spacing, num_steps, low, high)]
@@ -185,19 +191,36 @@ def levels(
         return [process.at_time(t) for t in grid]
     count = num_steps if clean_last else num_steps + 1
     if spacing == "leading":
-        grid = np.arange(count)[::-1] * float(total // count) + steps_offset
         check(
-            total >= count and grid[0] < total,
-            f"`steps_offset` {steps_offset} with {num_steps} steps visits {grid[0]:.0f}, beyond 0 .. {total - 1}."
-            if total >= count
-            else f"The leading grid of this sampler has at most {total - 1} steps, not {num_steps}.",
+            total >= count,
+            f"`num_steps` {num_steps} is too much for the leading grid of this sampler, which has at most {total - 1} "
+            f"steps, not {num_steps}. Take fewer, or another `timestep_spacing`.",
         )
+        grid = np.arange(count)[::-1] * float(total // count)
+        room = total - 1 - int(grid[0])
+        check(
+            steps_offset <= room,
+            f"`steps_offset` {steps_offset} with {num_steps} steps visits {grid[0] + steps_offset:.0f}, beyond 0 .. "
+            f"{total - 1}. With so many steps it is at most {room}; or take fewer (`num_steps`).",
+        )
+        grid += steps_offset
     else:
         rising = np.linspace(0, total - 1, count) if count > 1 else np.asarray([total - 1.0])
-        grid = (rising if spacing == "linspace" else rising**2 / (total - 1))[::-1]
+        grid = (rising if spacing == "linspace" else rising**2 / max(total - 1, 1))[::-1]
     rounded = np.round(grid)
     grid = rounded if whole and np.all(np.diff(rounded) < 0) else grid
     return [process.at_time(t) for t in (grid if clean_last else grid[:-1])]
+
+
+def most_steps(process: Process, spacing: str, *, steps_offset: int = 0, clean_last: bool = True) -> int:
+    """Return how many steps a grid of `levels` can have: as many as there are timesteps that it may visit.
+
+    Example:
+        >>> most_steps(Process.of(ScheduleConfig()), "leading", steps_offset=1)
+        999
+    """
+    left_out = steps_offset + (not clean_last) if spacing == "leading" else 0
+    return process.last + 1 - left_out
 
 
 def _ratios(spacing: str, num_steps: int, low: float, high: float) -> np.ndarray:

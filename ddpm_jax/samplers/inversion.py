@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import ClassVar
 
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis, eps_of, moved
 from ddpm_jax.samplers.grids import Level, Process
@@ -35,7 +36,8 @@ class DDIMInverse(GridSampler):
         [1.0, 201.0, 401.0, 601.0, 801.0]
     """
 
-    num_steps: int | None = 50
+    default_steps: ClassVar[int | None] = 50
+
     timestep_spacing: str = "leading"
     num_iterations: int = 3
     clip: Number | None = None

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ddpm_jax.samplers.effects import Acts
 from ddpm_jax.samplers.exponential import gauss_legendre, lagrange
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis, eps_of, moved
 from ddpm_jax.samplers.grids import Level, Process
@@ -69,6 +70,10 @@ class ChurningSampler(KSampler):
     s_tmin: Number = 0.0
     s_tmax: Number = np.inf
     s_noise: Number = 1.0
+
+    _acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(("s_tmin", "s_tmax", "s_noise"), lambda knobs: knobs.s_churn != 0, "where `s_churn` is above 0"),
+    )
 
     def __post_init__(self):
         super().__post_init__()

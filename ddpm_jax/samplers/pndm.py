@@ -37,7 +37,8 @@ class PNDM(GridSampler):
         [900.0, 850.0, 850.0, 800.0, 800.0]
     """
 
-    num_steps: int | None = 50
+    default_steps: ClassVar[int | None] = 50
+
     timestep_spacing: str = "leading"
     skip_prk_steps: bool = False
     set_alpha_to_one: bool = False

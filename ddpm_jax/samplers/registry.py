@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from ddpm_jax.config import SamplerConfig, scheduler_from_dict
 from ddpm_jax.samplers.ancestral import DDIM, DDPM
 from ddpm_jax.samplers.base import Sampler
+from ddpm_jax.samplers.effects import with_effects
 from ddpm_jax.samplers.exponential import DEIS, DPMSolver, DPMSolverPP, UniPC
 from ddpm_jax.samplers.k_diffusion import KDPM2, LMS, Euler, EulerAncestral, Heun, KarrasVe, KDPM2Ancestral
 from ddpm_jax.samplers.pndm import PNDM
@@ -38,7 +39,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
 # x_0_hat 157 times as large at the first timestep: of 500 samples of a network trained for a quarter of an hour (the
 # preset tiny-16) 99 ended noisy without and none with; energy distance to the data 0.049 and 0.009, that of 20 steps of
 # DDIM 0.010.
-FAST = DPMSolverPP(num_steps=20, solver_order=3, clip=1.0)
+FAST = DPMSolverPP(solver_order=3, clip=1.0)
 
 
 class _Scheduler(NamedTuple):
@@ -141,8 +142,8 @@ def by_name(name: str) -> Sampler:
         ValueError: an unknown name; the message lists the known ones.
 
     Example:
-        >>> by_name("ddim").num_steps
-        50
+        >>> by_name("ddim") == DDIM()
+        True
     """
     if name == "fast":
         return FAST
@@ -162,7 +163,7 @@ def has_sampler(config: SamplerConfig) -> bool:
     return config.class_name in _SCHEDULERS
 
 
-def from_config(config: dict[str, Any] | SamplerConfig, *, num_steps: int | None = None) -> Sampler:
+def from_config(config: dict[str, Any] | SamplerConfig, **knobs: Any) -> Sampler:
     """Return the sampler that a scheduler config of diffusers names, with its knobs.
 
     Keys that the scheduler does not have are passed over, as diffusers does (its files carry those of other
@@ -171,18 +172,30 @@ def from_config(config: dict[str, Any] | SamplerConfig, *, num_steps: int | None
 
     Args:
         config: the contents of a `scheduler_config.json`, or `params.config.sampler`.
-        num_steps: steps of the grid; by default the sampler's own: all for DDPM, 50 for DDIM and PNDM, 20 for
-            solvers.
+        **knobs: of the sampler, which win over the file's, as num_steps=20. Those of the file that they switch off,
+            or that do nothing anyhow, are left out.
 
     Returns:
         The sampler. Settings that it cannot honour are named in a warning.
 
     Raises:
-        ValueError: a scheduler that has no sampler here.
+        ValueError: a scheduler that has no sampler here, a bad knob.
+        TypeError: a knob that the sampler does not have.
 
     Example:
         >>> from_config({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}).timestep_spacing
         'karras'
+    """
+    sampler, own = named(config)
+    return with_effects(sampler, own, knobs)
+
+
+def named(config: dict[str, Any] | SamplerConfig) -> tuple[type[Sampler], dict[str, Any]]:
+    """Return the class of the sampler that a scheduler config names, and every knob that the config sets.
+
+    Example:
+        >>> named({"_class_name": "LMSDiscreteScheduler", "steps_offset": 1})[1]
+        {'steps_offset': 1}
     """
     if not isinstance(config, SamplerConfig):
         _, config = scheduler_from_dict(config)
@@ -218,9 +231,7 @@ def from_config(config: dict[str, Any] | SamplerConfig, *, num_steps: int | None
     if ignored:
         settings = ", ".join(f"{name}={items[name]!r}" for name in ignored)
         warnings.warn(f"{sampler.__name__} cannot honour these settings of {class_name}: {settings}.", stacklevel=2)
-    if num_steps is not None:
-        knobs["num_steps"] = num_steps
-    return sampler(**knobs)
+    return sampler, knobs
 
 
 def _rename_solver(sampler: type[Sampler], knobs: dict[str, Any]) -> None:

@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ddpm_jax.config import ScheduleConfig
+from ddpm_jax.samplers.effects import Acts
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis
 from ddpm_jax.samplers.grids import Level, Process
 from ddpm_jax.types import Number
@@ -35,11 +36,16 @@ class ScoreSdeVe(GridSampler):
         20
     """
 
-    num_steps: int | None = None
+    default_steps: ClassVar[int | None] = None
+
     timestep_spacing: str = "logsnr"
     snr: Number = 0.15
     correct_steps: int = 1
     sampling_eps: Number = 1e-5
+
+    _acts: ClassVar[tuple[Acts, ...]] = (
+        Acts(("snr",), lambda knobs: knobs.correct_steps != 0, "where `correct_steps` is above 0"),
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,9 +76,8 @@ class ScoreSdeVe(GridSampler):
 
     def _told(self, process: Process, levels: list[Level], i: int) -> Level:
         """Return the level in whose words the network is asked: `sampling_eps` shortens time a little."""
-        high, low = (np.log(process.sigmas[end]) for end in (-1, 0))
-        fraction = (np.log(levels[i].sigma) - low) / (high - low)
-        sigma = np.exp(low + (high - low) * (1 - (1 - fraction) * (1 - self.sampling_eps)))
+        high = np.log(process.sigmas[-1])
+        sigma = np.exp(high - (high - np.log(levels[i].sigma)) * (1 - self.sampling_eps))
         return Level(sigma, 1.0, sigma)
 
     def _rest(self, levels: list[Level], rows: list[Row]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ddpm_jax.config import (
 )
 from ddpm_jax.images.picture import ground_of
 from ddpm_jax.losses import Objective
+from ddpm_jax.random_keys import check_seed
 from ddpm_jax.validation import (
     FLAG,
     POSITIVE,
@@ -409,7 +410,7 @@ def check_new_run(config: TrainConfig) -> None:
         f"`warmup_steps` {warmup} is not below `steps` {steps}, so that the learning rate would never be reached: take "
         f"fewer, as {steps // 10}.",
     )
-    check(seed < 2**32, f"`seed` must be an integer from 0 to {2**32 - 1}, not {seed}: random keys tell no more apart.")
+    check_seed(seed)
     check(
         config.data.class_conditional or not config.objective.label_dropout,
         "`label_dropout` is for data with classes (`class_conditional`).",

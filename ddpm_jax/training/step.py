@@ -15,6 +15,7 @@ from ddpm_jax.config import Config
 from ddpm_jax.losses import Objective, draw_timesteps, traced_per_image
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params, trainable_mask
+from ddpm_jax.random_keys import image_keys, key_from_seed
 from ddpm_jax.training import ema
 from ddpm_jax.training.config import OptimizerConfig, TrainConfig
 from ddpm_jax.types import Array, PyTree
@@ -163,7 +164,7 @@ def train_step(
         labels: [b] classes, or None.
     """
     config, schedule = run.config, run.network.schedule
-    key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
+    key = jax.random.fold_in(key_from_seed(config.run.seed), state.step)
     loss_key, dropout_key, timestep_key = jax.random.split(key, 3)
     indices = jnp.arange(images.shape[0])
     t, weights_of_t = _timesteps(config.objective, state.history, timestep_key, indices, schedule.num_train_timesteps)
@@ -238,7 +239,7 @@ def _timesteps(
     share = jnp.sqrt((losses**2).mean(1))
     share = (1 - LEAST_SHARE) * share / jnp.maximum(share.sum(), 1e-30) + LEAST_SHARE / total
     share = jnp.where((counts >= HISTORY).all(), share, 1 / total)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+    keys = image_keys(key, indices)
     t = jax.vmap(lambda key: jax.random.categorical(key, jnp.log(share)))(keys)
     return t, 1 / (total * share[t])
 

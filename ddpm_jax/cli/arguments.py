@@ -1,0 +1,217 @@
+"""What the words of a command line mean: samplers, knobs, classes and sizes; and messages in the words of flags."""
+
+import ast
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tyro.conf import Positional
+
+_WORDS = {"none": None, "null": None, "true": True, "false": False}
+# What the library calls otherwise than the flag that it comes from.
+_ALIASES = {
+    "class_labels": "class_label",
+    "first_index": "index",
+    "overwrite": "force",
+    "sample_size": "image_size",
+}
+
+
+class Chosen(NamedTuple):
+    """A sampler, and how it is written.
+
+    Attributes:
+        sampler: the instance.
+        text: as one would write it, without the knobs that have their defaults.
+        former: the same with the knobs of the checkpoint's file that do nothing, as samples.json once had it.
+    """
+
+    sampler: Any
+    text: str
+    former: str
+
+
+def choose_sampler(name: str | None, steps: int | None, knobs: Sequence[str], config: Any) -> Chosen:
+    """Return the sampler of a name, or the checkpoint's own, with the knobs that were set.
+
+    Raises:
+        ValueError: an unknown name or knob, a bad value, a knob that does nothing beside the others.
+    """
+    from ddpm_jax.samplers import effects, registry
+    from ddpm_jax.validation import check, nearest
+
+    if name is None:
+        sampler, own = registry.named(config.sampler)
+    else:
+        sampler, own = _own_knobs(registry.by_name(name))
+    fields = {field.name: field for field in dataclasses.fields(sampler)}
+    given: dict[str, Any] = {} if steps is None else {"num_steps": steps}
+    for knob in knobs:
+        field, equals, text = (part.strip() for part in knob.partition("="))
+        check(
+            equals and field in fields,
+            f"--set {knob}: {sampler.__name__} has the knobs {', '.join(fields)}, set as KNOB=VALUE."
+            f"{nearest(field, fields)}",
+        )
+        check(field not in given, f"--set {knob}: `{field}` is given twice. Give it once.")
+        given[field] = _value(text, several="tuple" in str(fields[field].type))
+    chosen = effects.with_effects(sampler, own, given)
+    return Chosen(chosen, describe(chosen), _described(sampler, own | given))
+
+
+def _own_knobs(sampler: Any) -> tuple[type, dict[str, Any]]:
+    values = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(sampler)}
+    defaults = {field.name: field.default for field in dataclasses.fields(sampler)}
+    return type(sampler), {name: value for name, value in values.items() if value != defaults[name]}
+
+
+def _value(text: str, *, several: bool) -> Any:
+    """Read a knob's value: none, true, false, a number, or else a word; numbers with commas are several.
+
+    Args:
+        text: what was typed.
+        several: whether the knob takes several values: one number is a list of one.
+
+    Example:
+        >>> _value("900,500,0", several=True), _value("999", several=True), _value("1e-3", several=False)
+        ((900, 500, 0), (999,), 0.001)
+    """
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # a shell that leaves quotes
+        text = text[1:-1].strip()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        try:
+            value = float(text)  # inf
+        except ValueError:
+            return text
+    if isinstance(value, list):
+        value = tuple(value)
+    single = isinstance(value, int | float) and not isinstance(value, bool)
+    return (value,) if several and single else value
+
+
+def describe(sampler: Any) -> str:
+    """Return the sampler as one would write it, without the knobs that have their defaults.
+
+    Example:
+        >>> describe(ddpm_jax.samplers.DDIM(num_steps=10, eta=0.5)), describe(ddpm_jax.samplers.DDIM(num_steps=50))
+        ('DDIM(num_steps=10, eta=0.5)', 'DDIM()')
+    """
+    return _described(*_own_knobs(sampler))
+
+
+def _described(sampler: type, knobs: dict[str, Any]) -> str:
+    unused = {"num_steps", "timestep_spacing", "steps_offset"} if knobs.get("timesteps") else set()
+    if knobs.get("num_steps") == sampler.default_steps:
+        unused |= {"num_steps"}
+    shown = [
+        f"{field.name}={knobs[field.name]!r}"
+        for field in dataclasses.fields(sampler)
+        if field.name in knobs and knobs[field.name] != field.default and field.name not in unused
+    ]
+    return f"{sampler.__name__}({', '.join(shown)})"
+
+
+def class_of(text: str | None, config: Any) -> tuple[int | None, str | None]:
+    """Return the number of a class and its name, if it has one, by either; a name wins over a number.
+
+    Raises:
+        ValueError: no name of a class, and no number.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class_of("2", SimpleNamespace(class_names=("1", "2", "10"))), class_of("0", SimpleNamespace(class_names=()))
+        ((1, '2'), (0, None))
+    """
+    from ddpm_jax.validation import check, nearest
+
+    if text is None:
+        return None, None
+    names = config.class_names
+    number = int(text) if re.fullmatch(r"[+-]?\d+", text) else None
+    if text in names:
+        return names.index(text), text
+    if names and number is None:
+        known = ", ".join(f"{index} {name}" for index, name in enumerate(names[:20]))
+        known += f" and {len(names) - 20} more" if len(names) > 20 else ""
+        raise ValueError(
+            f"`class_label` {text!r} is no class of this checkpoint.{nearest(text, names)} There is {known}."
+        )
+    check(number is not None, f"`class_label` must be a number, not {text!r}: this checkpoint names no classes.")
+    return number, names[number] if 0 <= number < len(names) else None
+
+
+def other_meaning(text: str | None, label: int | None, config: Any) -> str | None:
+    """Say what the name of a class would be as a number, if it is one of another class."""
+    number = int(text) if text is not None and re.fullmatch(r"\d+", text) else label
+    if number == label or number >= len(config.class_names):
+        return None
+    other = config.class_names[number]
+    return f"--class-label {text} is taken as the name of class {label}; number {number} is {other!r}."
+
+
+def at_size(params: Any, size: str | None) -> Any:
+    """Return params whose images are of the size N or HxW, or as they are; refuse a size that cannot be drawn."""
+    unet = params.config.unet
+    if size is not None:
+        match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", size.strip().lower())
+        sides = tuple(int(side) for side in match.groups() if side) if match else ()
+        if not sides or 0 in sides:
+            raise ValueError(f"`image_size` must be N or HxW (height and width), as 32 or 32x48, not {size!r}.")
+        unet = dataclasses.replace(unet, sample_size=sides if len(sides) == 2 else sides[0])
+    try:
+        unet.check_size()
+    except ValueError as error:
+        raise ValueError(f"{error} Here: `image_size` N or HxW.") from None
+    return params.replace(config=dataclasses.replace(params.config, unet=unet))
+
+
+def in_flags(message: str, command: Callable[..., Any] | None) -> str:
+    """Write the arguments that a message of the library names in backticks as the flags of a command.
+
+    Example:
+        >>> def command(batch_size: int, class_label: int): ...
+        >>> in_flags("`batch_size` is 0 and `class_labels` none, says `jax.jit`.", command)
+        '--batch-size is 0 and --class-label none, says `jax.jit`.'
+    """
+    if command is None:
+        return message
+    flags = _flags(command)
+    return re.sub(r"`([a-z_][A-Za-z0-9_]*)`", lambda match: flags.get(match[1], match[0]), message)
+
+
+def _flags(command: Callable[..., Any]) -> dict[str, str]:
+    """Return what the parameters of a command, and the fields of dataclasses among them, are as flags."""
+    flags = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if dataclasses.is_dataclass(parameter.annotation):
+            groups = [field.type for field in dataclasses.fields(parameter.annotation)]
+            names = [field.name for group in groups for field in dataclasses.fields(group)]
+            flags |= {field: _flag(field) for field in names}
+        elif _is_positional(parameter.annotation):
+            flags[name] = name.upper()
+        else:
+            flags[name] = _flag(name)
+    aliases = {alias: flags[name] for alias, name in _ALIASES.items() if name in flags and alias not in flags}
+    if "set" not in flags:
+        return flags | aliases
+    from ddpm_jax.samplers import SAMPLERS
+
+    knobs = {field.name for sampler in SAMPLERS.values() for field in dataclasses.fields(sampler)}
+    return {knob: f"--set {knob}=..." for knob in knobs} | {"num_steps": "--steps"} | flags | aliases
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _is_positional(annotation: Any) -> bool:
+    marks = getattr(Positional[str], "__metadata__", ())
+    return typing.get_origin(annotation) is typing.Annotated and any(mark in marks for mark in annotation.__metadata__)
