@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, make_params
+from conftest import ROOT, make_params, small_params
 from PIL import Image
 from test_checkpoint import equal, write_flat
 
@@ -147,7 +147,7 @@ NAMED = ("rose", "1", "10", "0", "tulip of the garden")
 
 
 def named(folder, **changes):
-    params = make_params(num_class_embeds=6)
+    params = small_params(num_class_embeds=6)
     config = dataclasses.replace(params.config, class_names=NAMED, **changes)
     ddpm_jax.save(params.replace(config=config), folder)
     return str(folder)
@@ -204,7 +204,7 @@ def test_a_set_from_before_classes_had_names_goes_on(capsys, tmp_path):
 
 def test_a_set_whose_sampler_named_knobs_that_do_nothing_goes_on(capsys, tmp_path):
     config = SamplerConfig("LMSDiscreteScheduler", (("steps_offset", 1), ("timestep_spacing", "linspace")))
-    params = make_params()
+    params = small_params()
     ddpm_jax.save(params.replace(config=Config(params.config.unet, sampler=config)), tmp_path / "lms")
     words = ("sample", tmp_path / "lms", "--steps", 3, "--out", "set")
     run(capsys, *words, "--batch-size", 1)
@@ -270,12 +270,14 @@ def test_a_model_that_says_no_size_or_a_stale_one(capsys, tmp_path):
 @pytest.mark.parametrize("channels", [2, 5])
 def test_channels_that_no_png_holds(capsys, tmp_path, channels):
     """Refused before anything is drawn; an archive holds them."""
-    model = write_flat(tmp_path / "model", make_params(in_channels=channels, out_channels=channels))
+    model = write_flat(tmp_path / "model", small_params(in_channels=channels, out_channels=channels))
     words = ("sample", model, "--batch-size", 2, *SAMPLE)
     assert fails(capsys, f"1, 3 or 4 channels, not {channels}.*--format npz", *words)
     assert fails(capsys, f"1, 3 or 4 channels, not {channels}", *words, "--index", 1)
     assert fails(capsys, "leave --gif out", *words, "--format", "npz", "--gif")
     assert not Path("samples").exists()
+    if channels == 5:
+        return  # compiled no more than needed
     run(capsys, *words, "--format", "npz")
     assert np.load("samples/images.npz")["arr_0"].shape == (2, 8, 8, channels)
     assert sorted(path.name for path in Path("samples").iterdir()) == ["images.npz", "samples.json"]
