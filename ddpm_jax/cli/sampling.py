@@ -23,6 +23,7 @@ from ddpm_jax.files import read_json
 from ddpm_jax.image_set import RECORD, ImageSet, read_png, refuse_others, write_png
 from ddpm_jax.plotting import to_pil
 from ddpm_jax.random_keys import check_seed, key_from_seed
+from ddpm_jax.types import Number
 
 _MOST_IN_GRID = 256
 _MOST_PIXELS = 2**26  # of a grid
@@ -305,7 +306,7 @@ class _CompileClock:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, duration: float, **_: Any) -> None:
+    def _hear(self, event: str, duration: Number, **_: Any) -> None:  # of orbax some are counts
         if event.startswith("/jax/core/compile/"):
             self.seconds += duration
 
