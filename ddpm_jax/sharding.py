@@ -1,6 +1,9 @@
 """Where arrays live: one axis "data" over all devices, images split along it, weights on each."""
 
+import contextlib
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax.files import locked
 from ddpm_jax.types import PyTree
 
 DATA_AXIS = "data"
@@ -125,6 +129,21 @@ def everywhere(good: bool) -> bool:
     if jax.process_count() == 1:
         return good
     return bool(multihost_utils.process_allgather(np.array(good)).all())
+
+
+@contextlib.contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder for this job, as `files.locked`; its first process does so for all of them."""
+    with contextlib.ExitStack() as stack:
+        error = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(locked(folder, what))
+            except OSError as found:
+                error = found
+        if not everywhere(error is None):
+            raise error or BlockingIOError(f"The first process cannot hold {folder}, and says why.")
+        yield
 
 
 def own_rows(array: jax.Array) -> list[tuple[int, np.ndarray]]:

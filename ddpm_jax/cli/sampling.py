@@ -19,7 +19,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from ddpm_jax import plotting
 from ddpm_jax.cli.arguments import Chosen, at_size, choose_sampler, class_of, other_meaning
 from ddpm_jax.cli.compile_cache import keep_compiled
-from ddpm_jax.files import read_json
+from ddpm_jax.files import check_local, read_json
 from ddpm_jax.image_set import RECORD, ImageSet, read_png, refuse_others, write_png
 from ddpm_jax.plotting import to_pil
 from ddpm_jax.random_keys import check_seed, key_from_seed
@@ -146,8 +146,11 @@ def sample(
     condition = {"class_labels": label, "guidance_scale": guidance_scale, "null_class": null_class}
     batches = _Batches(params, key_from_seed(seed), batch_size, chosen, condition, first)
     if index is None:
-        images = ImageSet(out, settings, num_images, format=format, force=force, shape=shape)
-        _make_set(images, batches, gif)
+        from ddpm_jax import sharding
+
+        with sharding.held(out, "set of images"):
+            images = ImageSet(out, settings, num_images, format=format, force=force, shape=shape)
+            _make_set(images, batches, gif)
     else:
         print(f"Drawing image {index}{batches.announcement(name)}")
         (_, image), *_ = batches.draw(0, _Silent())
@@ -160,9 +163,8 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
     """Draw what a set lacks, each process the rows that lie on its devices."""
     import jax
     from jax.experimental import multihost_utils
-    from tqdm import tqdm
 
-    from ddpm_jax import sharding
+    from ddpm_jax import progress, sharding
 
     lead = jax.process_index() == 0
     lacking = np.zeros(images.num_images, bool)
@@ -179,13 +181,14 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
         )
     if lead:
         print(f"Drawing {count} image{'s' if count != 1 else ''}{batches.announcement(name)}")
-    with tqdm(
-        total=images.num_images, initial=there, unit=" images", leave=False, disable=not lead, bar_format=_BAR
-    ) as bar:
-        for number, block in enumerate(np.unique(np.flatnonzero(lacking) // size)):
+    blocks = np.unique(np.flatnonzero(lacking) // size)
+    with progress.bar(images.num_images, unit="images", initial=there, shown=lead, leave=False, bar_format=_BAR) as bar:
+        for number, block in enumerate(blocks):
             wanted = int(lacking[block * size : (block + 1) * size].sum())
-            progress = _Progress(bar, wanted) if lead else _Silent()
-            parts = batches.draw(int(block) * size, progress, frames if gif and block == 0 else None)
+            seen = _Progress(bar, wanted) if lead else _Silent()
+            parts = batches.draw(
+                int(block) * size, seen, frames if gif and block == 0 else None, expected_calls=len(blocks)
+            )
             if number == 0:  # no sooner: what is wrong with the arguments has been said by now
                 if lead:
                     images.begin()
@@ -233,7 +236,9 @@ class _Batches:
             raise ValueError(f"--batch-size {batch_size} does not divide over {jax.device_count()} devices.")
         self.clock, self.started = _CompileClock(), time.perf_counter()
 
-    def draw(self, start: int, progress: "_Silent", frames: list | None = None) -> list[tuple[int, np.ndarray]]:
+    def draw(
+        self, start: int, progress: "_Silent", frames: list | None = None, *, expected_calls: int = 1
+    ) -> list[tuple[int, np.ndarray]]:
         """Return (number of the first image, images) for each part of the batch that this process holds."""
         from ddpm_jax import sampling, sharding
 
@@ -247,6 +252,7 @@ class _Batches:
                 sampler=self.chosen.sampler,
                 **self.condition,
                 first_index=self.first + start,
+                expected_calls=expected_calls,
             )
             for done, total, x_0_hat in _one_behind(chunks):
                 x_0_hat.block_until_ready()
@@ -381,6 +387,7 @@ def _recorded(out: Path, chosen: Chosen) -> str:
 
 
 def _check_output(out: Path) -> None:
+    check_local(out)
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"--out {out} is a file; name a folder.")
     parent = out.absolute()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.cli.compile_cache import keep_compiled
 from ddpm_jax.cli.sampling import join
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def train_command(argv: Sequence[str]) -> Callable[..., Any]:
         preset: str = default,
         out: Path = Path("run"),
         resume: bool = False,
+        compile_cache: str | None = None,
         coordinator: str | None = None,
         num_processes: int | None = None,
         process_id: int | None = None,
@@ -66,12 +68,15 @@ def train_command(argv: Sequence[str]) -> Callable[..., Any]:
                 tiny-16. With --init: fine-tune.
             out: the run's folder, which `load` opens.
             resume: go on with the run in that folder; begin it if there is none.
+            compile_cache: folder that keeps compiled programs for the next run; `none` keeps none. The user's cache
+                folder if left out.
             coordinator: HOST:PORT of process 0, to run as one of several processes (jax.distributed).
             num_processes: how many there are.
             process_id: which one this is.
             distributed: run as one of several processes that find each other (TPU pods, Slurm, Open MPI).
         """
         join(coordinator, num_processes, process_id, distributed)
+        keep_compiled(compile_cache)
         from ddpm_jax import training
 
         logging.basicConfig(level=logging.WARNING, format="ddpm-jax: %(message)s")

@@ -33,7 +33,7 @@ from ddpm_jax.training.config import RunConfig, TrainConfig, check_new_run
 from ddpm_jax.training.data import Batch, Batches, centred, open_data
 from ddpm_jax.training.data_record import changes, facts, write_files
 from ddpm_jax.training.network import advice_on_channels, check_resolution, network, own_channels, own_resolution
-from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS, finished, held, look_at, tidy
+from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS, finished, look_at, tidy
 from ddpm_jax.training.step import Run, TrainState, abstract, compiled, count_parameters, create
 from ddpm_jax.types import PyTree
 from ddpm_jax.validation import check
@@ -93,7 +93,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
     check_local(out)
     _need_packages(config)
     folder = Path(out).expanduser()
-    with held(folder):
+    with sharding.held(folder, "run"):
         return _train(config, folder, resume)
 
 

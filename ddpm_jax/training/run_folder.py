@@ -1,17 +1,13 @@
 """The folder of a training run: whose it is, what is there, what a kill has left."""
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from ddpm_jax import sharding
 from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, read_weights, steps_in
-from ddpm_jax.files import LOCK, locked, read_json
+from ddpm_jax.files import LOCK, read_json
 from ddpm_jax.params import Params
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import remove_leftovers
@@ -22,21 +18,6 @@ log = logging.getLogger(__name__)
 
 RECORD = "train.json"
 SNAPSHOTS = "snapshots"
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold the run's folder for this job; its first process does so for all."""
-    with contextlib.ExitStack() as stack:
-        error = None
-        if jax.process_index() == 0:
-            try:
-                stack.enter_context(locked(folder, "run"))
-            except OSError as found:
-                error = found
-        if not sharding.everywhere(error is None):
-            raise error or BlockingIOError(f"The first process cannot hold {folder}, and says why.")
-        yield
 
 
 def look_at(folder: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
