@@ -112,8 +112,8 @@ def _captioned(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     font = ImageFont.load_default()
     lines = [_plain(" ".join(caption.split())) for caption in captions]
     lines = [line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..." for line in lines]
-    boxes = [font.getbbox(line) for line in (*lines, "Agjy|")]  # the last for a band of one height
-    *_, right, below = np.ceil(np.max(boxes, axis=0)).astype(int)
+    right = int(np.ceil(max(font.getbbox(line)[2] for line in lines)))
+    below = int(np.ceil(font.getbbox("Agjy|")[3]))  # one height, whatever letters there are
     count, height, width, channels = images.shape
     tiles = np.zeros((count, height + below + 1, max(width, right), channels), np.uint8)
     tiles[:, :height, :width] = images

@@ -61,6 +61,7 @@ def test_captions(channels):
     np.testing.assert_array_equal(grid, cut)
     wide = plotting.grid(np.zeros((1, 8, 300, channels), np.float32), captions=["i"])
     assert wide.shape[1] == 300
+    assert plotting.grid(images[:1], captions=["i"]).shape[1] == 8
 
 
 def test_captions_that_the_font_cannot_write():
