@@ -26,7 +26,7 @@ import jax, jax.export, numpy as np, pathlib
 
 here = pathlib.Path(__file__).parent
 sampler = jax.export.deserialize(bytearray((here / "sampler.bin").read_bytes()))
-weights, key = dict(np.load(here / "weights.npz")), jax.random.key_data(jax.random.key(0))
+weights, key = dict(np.load(here / "weights.npz")), jax.random.key_data(jax.random.key(0, impl="threefry2x32"))
 images = jax.jit(sampler.call)(weights, key, np.arange(4, dtype=np.int32){labels})  # images 0 to 3, in [0, 1]
 np.save("images.npy", images)
 '''

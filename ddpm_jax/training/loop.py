@@ -26,6 +26,7 @@ from ddpm_jax.images.walk import shown
 from ddpm_jax.losses import check_objective, traced_per_image
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params, init
+from ddpm_jax.random_keys import key_from_seed
 from ddpm_jax.samplers.registry import FAST
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import Checkpoints
@@ -323,7 +324,7 @@ class _Trainer:
 
     def _validation_loss(self, weights: PyTree) -> float:
         size, (images, labels) = self.run.config.run.batch_size, self.held_out
-        key, total = jax.random.key(self.run.config.run.seed), 0.0
+        key, total = key_from_seed(self.run.config.run.seed), 0.0
         for start in range(0, len(images), size):
             places = np.arange(start, start + size)
             rows = places % len(images)  # a last batch is filled up
@@ -339,14 +340,16 @@ class _Trainer:
         labels = None if count is None else np.arange(settings.num_samples) % count
         images = sampling.sample(
             Params(weights, self.run.network),
-            jax.random.key(settings.seed),
+            key_from_seed(settings.seed),
             settings.num_samples,
             sampler=dataclasses.replace(FAST, num_steps=min(settings.sample_evals, total)),
             class_labels=labels,
         )
         if jax.process_count() > 1:
             images = multihost_utils.process_allgather(images, tiled=True)
-        return plotting.grid(images)
+        names = dict(enumerate(self.run.network.class_names))
+        captions = [names.get(label, f"class {label}") for label in labels.tolist()] if names else None
+        return plotting.grid(images, captions=captions)
 
 
 def _validation_losses(run: Run, weights: PyTree, key: jax.Array, images, indices, labels) -> jax.Array:
@@ -374,7 +377,7 @@ def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]
         built = network(config, resolution, channels, source.classes)
         check_objective(built, config.objective)
         with _on_host():
-            return built, init(jax.random.key(config.run.seed), built).weights
+            return built, init(key_from_seed(config.run.seed), built).weights
     with _on_host():
         params = checkpoint.load(config.model.init, dtype=config.run.dtype)
     unet = dataclasses.replace(params.config.unet, remat=config.run.remat, dropout=config.model.dropout)
