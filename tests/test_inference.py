@@ -57,16 +57,27 @@ def test_which_convolutions_are_transformed():
     """Stride 1, kernel 3, enough channels and pixels, rows by fours."""
     config = UNetConfig(**(PLAIN | {"block_out_channels": (32, 64), "sample_size": 16}))
     params = random_params(config)
-    prepare = lambda config, batch, steps=1000: winograd.transform_weights(config, params.weights, batch, steps)
+    prepare = lambda config, batch, steps=10**6: winograd.transform_weights(config, params.weights, batch, steps)
     names = transformed(prepare(config, 1))
     assert "down_blocks_0/resnets_0/conv1" in names and "up_blocks_1/resnets_0/conv2" in names
     assert not any("downsamplers" in name or "shortcut" in name or name in ("conv_in", "conv_out") for name in names)
     assert "mid_block/resnets_0/conv1" not in names  # 8 x 8 pixels of one image
     assert "mid_block/resnets_0/conv1" in transformed(prepare(config, 4))
-    assert transformed(prepare(config, 1, 31)) == []  # 256 pixels 31 times: over before it would pay
-    assert transformed(prepare(config, 1, 32)) == names
+    assert transformed(prepare(config, 1, 1)) == []  # over before it would pay
     assert transformed(prepare(dataclasses.replace(config, sample_size=18), 4)) == []
     assert "kernel" in params.weights["down_blocks_0"]["resnets_0"]["conv1"]  # the caller's are left alone
+
+
+def test_a_convolution_pays_by_what_it_saves():
+    """Seconds saved in all evaluations of all images against the seconds of compiling."""
+    config = UNetConfig(**(PLAIN | {"block_out_channels": (32, 64), "sample_size": 16}))
+    params, layer = random_params(config), "down_blocks_0/resnets_0/conv1"
+    flops = 2 * 9 * 32 * 32 * 16 * 16
+    even = winograd.COMPILE_SECONDS / (flops * winograd.SECONDS_SAVED)
+    for batch in (1, 7):
+        for evaluations, pays in ((int(0.99 * even / batch), False), (int(1.01 * even / batch) + 1, True)):
+            names = transformed(winograd.transform_weights(config, params.weights, batch, evaluations))
+            assert (layer in names) == pays
 
 
 NETS = {
@@ -89,7 +100,7 @@ def test_prepared_networks_are_the_same_networks(name):
     params = random_params(config)
     x = np.random.default_rng(0).standard_normal((2, 16, 16, config.in_channels)).astype(np.float32)
     t, labels = jnp.array([3.0, 700.0]), jnp.array([0, 2]) if name == "classes" else None
-    weights = winograd.transform_weights(config, params.weights, 2, 1000)
+    weights = winograd.transform_weights(config, params.weights, 2, 10**6)
     projections = inference.project_times(config, params.weights, t) if labels is None else None
     for i in range(2):
         row = None if projections is None else {path: array[i] for path, array in projections.items()}
@@ -124,12 +135,28 @@ def test_low_precision_weights_are_cast_once():
     np.testing.assert_array_equal(got, jax.jit(run_network, static_argnums=0)(config, params.weights, x, 3.0))
 
 
+def test_expected_calls_count_as_evaluations(monkeypatch):
+    """Whoever draws often says so, and gets the convolutions that pay in all calls together."""
+    params = random_params(UNetConfig(**NETS["plain"]))
+    told = []
+    real = winograd.transform_weights
+    monkeypatch.setattr(winograd, "transform_weights", lambda *args: told.append(args[2:]) or real(*args))
+    draw = lambda **more: ddpm_jax.sample(params, KEY, 2, sampler=samplers.DDIM(num_steps=3), **more)
+    once, often = draw(), draw(expected_calls=10**6)
+    chunks = ddpm_jax.sample_chunks(params, KEY, 2, sampler=samplers.DDIM(num_steps=3), expected_calls=5)
+    chunks.close()
+    assert told == [(2, 3), (2, 3 * 10**6), (2, 15)]
+    np.testing.assert_allclose(once, often, atol=1e-5)  # but for Winograd's rounding
+    with pytest.raises(ValueError, match="`expected_calls` must be at least 1, not 0"):
+        draw(expected_calls=0)
+
+
 @pytest.mark.slow
 def test_a_thousand_steps_with_trained_weights(monkeypatch):
     """Winograd's roundings do not grow: the same digits to half a grey level."""
     params, sampler = ddpm_jax.load("digits-16"), samplers.DDPM()
-    fast = ddpm_jax.sample(params, KEY, 4, sampler=sampler)
-    assert len(transformed(winograd.transform_weights(params.config.unet, params.weights, 4, 1000))) > 10
+    fast = ddpm_jax.sample(params, KEY, 4, sampler=sampler, expected_calls=1000)
+    assert len(transformed(winograd.transform_weights(params.config.unet, params.weights, 4, 10**6))) > 10
     monkeypatch.setattr(jax, "default_backend", lambda: "elsewhere")
     plain = ddpm_jax.sample(params, KEY, 4, sampler=sampler)
     monkeypatch.undo()

@@ -30,7 +30,7 @@ def test_command_line_refuses(capsys, tmp_path):
     assert "is missing: a folder of images" in fails(capsys, "--out", tmp_path / "run")
     assert "--preset tiny is unknown. Did you mean `tiny-16`?" in fails(capsys, "--preset", "tiny", "--data", "digits")
     words = ("--preset", "tiny-16", "--data", "digits", "--resolution", 18)
-    assert "`resolution` 18 cannot be halved 2 times: use 16 or 20." in fails(capsys, *words, "--out", tmp_path / "run")
+    assert "--resolution 18 cannot be halved 2 times: use 16 or 20." in fails(capsys, *words, "--out", tmp_path / "run")
     words = ("--init", tmp_path / "model", "--channel_multipliers", 1, 2, "--beta-schedule=linear")
     assert "leave --channel-multipliers and --beta-schedule out" in fails(capsys, *words)
 

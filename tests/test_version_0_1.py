@@ -37,8 +37,9 @@ def test_checkpoint(old):
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6), run.weights, saved.weights
     )
-    assert run.config.unet == saved.config.unet and run.config.class_names == ()
-    assert run.config.null_class == 10  # it was trained with label dropout: the last row is none
+    assert run.config.unet == saved.config.unet and saved.config.class_names == ()
+    # what its train.json says: the names, and that labels were dropped, so that the last row stands for none
+    assert run.config.class_names == tuple("0123456789") and run.config.null_class == 10
 
 
 def test_run_goes_on(old):
