@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 # the cifar10-32 net took 0.84 to 0.89 of the time without it, of the 256-pixel nets 0.77; the gradient of a 3x3
 # convolution by its kernel 0.5 to 0.9 (2 cores, jax 0.10.2).
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+# LLVM's level 1, for programs that spend their time in library calls: sampling with plain convolutions compiles in 0.8
+# to 0.9 of the time and runs in 0.90 to 1.01 (benchmarks/compile_pays.py); Winograd's run slower by a quarter.
 _QUICK = {"xla_backend_optimization_level": 1}
 
 

@@ -289,7 +289,7 @@ def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
             _advance,
             (job.static, 1),
             *(weights, state, job.key, job.indices, job.condition, part, slots),
-            quick=not winograd.is_transformed(weights),
+            quick=job.quick,
         )
         done = int(ends[: start + chunk].sum())
         last = start + chunk >= job.table.num_evals
@@ -327,11 +327,11 @@ class _Job:
     condition: _Condition
     x_T: Array | None
     init_scale: np.float32
+    quick: bool  # plain convolutions: LLVM's level 1 will do
 
     def run_whole(self, num_frames: int, slots: np.ndarray | None) -> tuple[jax.Array, Frame]:
         """Run all rows in one program."""
-        quick = not winograd.is_transformed(self.weights)
-        return compilation.call(_whole, (self.static, num_frames), *self.arguments(), slots, quick=quick)
+        return compilation.call(_whole, (self.static, num_frames), *self.arguments(), slots, quick=self.quick)
 
     def arguments(self) -> tuple:
         """Return what a program takes besides its static arguments."""
@@ -414,7 +414,7 @@ def _prepare(
 
     weights = params.weights
     arguments = (weights, key, x_T, labels)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
+    traced, quick = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments)), False
     if mesh is None and not traced:
         mesh = sharding.mesh_of(weights)
     if mesh is not None:
@@ -426,12 +426,13 @@ def _prepare(
         if not traced:  # somebody else's program may be for another device, or differentiated
             evaluations = table.num_evals * expected_calls
             weights = _with_fast_convolutions(unet, weights, (batch_size + padding) // mesh.size, evaluations)
+            quick = unet.dtype == "float32" and not winograd.is_transformed(weights)
             weights, key = sharding.place((weights, key), mesh, split=False)
             indices, x_T, labels = sharding.place((indices, x_T, labels), mesh, split=True)
     unit_range = params.config.schedule.kind == "ve"
     static = _Static(unet, unit_range, table.switches, mesh, batch_size)
     init_scale = np.float32(table.init_scale)
-    return _Job(static, table, weights, key, indices, _Condition(labels, *guidance), x_T, init_scale)
+    return _Job(static, table, weights, key, indices, _Condition(labels, *guidance), x_T, init_scale, quick)
 
 
 def _with_fast_convolutions(unet: UNetConfig, weights: PyTree, batch_size: int, evaluations: int) -> PyTree:

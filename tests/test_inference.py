@@ -12,7 +12,7 @@ import ddpm_jax
 from ddpm_jax import inference, samplers
 from ddpm_jax.checkpoint.state_dict import from_state_dict, named_leaves
 from ddpm_jax.config import Config, UNetConfig
-from ddpm_jax.models import winograd
+from ddpm_jax.models import cost, winograd
 from ddpm_jax.params import run_network
 
 KEY = jax.random.key(0)
@@ -73,7 +73,7 @@ def test_a_convolution_pays_by_what_it_saves():
     config = UNetConfig(**(PLAIN | {"block_out_channels": (32, 64), "sample_size": 16}))
     params, layer = random_params(config), "down_blocks_0/resnets_0/conv1"
     flops = 2 * 9 * 32 * 32 * 16 * 16
-    even = winograd.COMPILE_SECONDS / (flops * winograd.SECONDS_SAVED)
+    even = cost.TRANSFORM_SECONDS / (flops * cost.SAVED_A_FLOP)
     for batch in (1, 7):
         for evaluations, pays in ((int(0.99 * even / batch), False), (int(1.01 * even / batch) + 1, True)):
             names = transformed(winograd.transform_weights(config, params.weights, batch, evaluations))

@@ -156,7 +156,8 @@ def info(
     data = read_record(where.folder).get("data")
     if data:
         classes = f", {len(data['classes'])} classes" if data["classes"] else ""
-        print(f"trained on  {data['images']} images, {data['channels']} channels{classes}")
+        of_before = f"{data['images']} images, {data['channels']} channels{classes}"
+        print(f"trained on  {data.get('description', of_before)}")
     origin = ", ".join(f"{name} {value}" for name, value in where.source.items() if value)
     print(f"from        {origin}")
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from ddpm_jax.models.cost import transform_pays
 from ddpm_jax.models.layout import Convolution, layout
 from ddpm_jax.types import Array, PyTree
 from ddpm_jax.unet_config import UNetConfig
@@ -49,9 +50,6 @@ G = np.array(
 NAME = "winograd"
 LEAST_CHANNELS = 32
 LEAST_PIXELS = 256  # of the whole batch: below, reading the larger kernels takes longer than what they save
-# What a transformed convolution costs once and saves in every evaluation (benchmarks/winograd_pays.py).
-COMPILE_SECONDS = 0.08
-SECONDS_SAVED = 2.5e-12  # a FLOP of the plain convolution
 
 
 def transform_kernel(kernel: Array) -> tuple[jax.Array, ...]:
@@ -107,7 +105,7 @@ def transform_weights(config: UNetConfig, weights: PyTree, batch_size: int, eval
     """Return the weights of a network with the kernels transformed of those convolutions that gain by it.
 
     Nothing but a network under `intercept` can run on them. A convolution gains where it saves more seconds in all
-    evaluations than compiling its transforms takes.
+    evaluations than compiling its transforms takes (`models.cost`).
 
     Args:
         config: of the network.
@@ -117,7 +115,7 @@ def transform_weights(config: UNetConfig, weights: PyTree, batch_size: int, eval
     """
     weights = jax.tree.map(lambda leaf: leaf, weights)  # a copy of the dictionaries
     for convolution in layout(config).convolutions:
-        if _can(convolution, batch_size) and _pays(convolution, batch_size * evaluations):
+        if transforms(convolution, batch_size, evaluations):
             layer = functools.reduce(operator.getitem, convolution.path, weights)
             layer[NAME] = transform_kernel(layer.pop("kernel"))
     return weights
@@ -128,9 +126,10 @@ def is_transformed(weights: PyTree) -> bool:
     return isinstance(weights, dict) and (NAME in weights or any(map(is_transformed, weights.values())))
 
 
-def _can(convolution: Convolution, batch_size: int) -> bool:
+def transforms(convolution: Convolution, batch_size: int, evaluations: int) -> bool:
+    """Tell whether a convolution can be transformed, and gains by it."""
     height, width, channels = convolution.in_shape
-    return (
+    can = (
         convolution.kernel_size == (3, 3)
         and convolution.strides in (1, (1, 1))
         and tuple(convolution.padding) == ((1, 1), (1, 1))
@@ -138,12 +137,7 @@ def _can(convolution: Convolution, batch_size: int) -> bool:
         and min(channels, convolution.features) >= LEAST_CHANNELS
         and batch_size * height * width >= LEAST_PIXELS
     )
-
-
-def _pays(convolution: Convolution, images: int) -> bool:
-    height, width, channels = convolution.in_shape
-    flops = 2 * 9 * channels * convolution.features * height * width * images
-    return flops * SECONDS_SAVED > COMPILE_SECONDS
+    return can and transform_pays(convolution, batch_size * evaluations)
 
 
 def intercept(next_function, args, kwargs, context):

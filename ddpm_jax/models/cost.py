@@ -1,0 +1,37 @@
+"""What a program costs to compile and to run on a CPU, so that what costs compiling is used where it pays.
+
+All constants are of `benchmarks/compile_pays.py`, on 2 cores: what matters is their proportion, which other machines
+share roughly.
+"""
+
+import math
+
+from ddpm_jax.models.layout import Convolution
+
+# Of a convolution by Winograd's transforms: what compiling it takes longer, and what it saves a FLOP of the plain one.
+TRANSFORM_SECONDS = 0.068  # 0.03 to 0.10, by network
+SAVED_A_FLOP = 2.0e-12  # 0.9 to 3.7
+
+
+def flops(convolution: Convolution) -> int:
+    """Return the floating-point operations of a convolution, for one image.
+
+    Example:
+        >>> flops(Convolution((), (3, 3), 1, None, (16, 16, 1), 32))
+        147456
+    """
+    height, width, channels = convolution.in_shape
+    strides = convolution.strides if isinstance(convolution.strides, tuple) else (convolution.strides,) * 2
+    size = math.prod(convolution.kernel_size) * channels * convolution.features
+    return 2 * size * height * width // math.prod(strides)
+
+
+def transform_pays(convolution: Convolution, images: int) -> bool:
+    """Tell whether a convolution's transforms save more seconds, over so many images and evaluations, than they cost.
+
+    Example:
+        >>> convolution = Convolution((), (3, 3), 1, None, (16, 16, 64), 64)
+        >>> transform_pays(convolution, 10), transform_pays(convolution, 10_000)
+        (False, True)
+    """
+    return flops(convolution) * images * SAVED_A_FLOP > TRANSFORM_SECONDS
