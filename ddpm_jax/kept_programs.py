@@ -41,15 +41,16 @@ class KeptPrograms:
             most_bytes: of all programs together; the ones that were not used for the longest time are removed.
         """
         self.folder, self.most_bytes = folder, most_bytes
-        self.loaded: dict[str, Callable] = {}
+        self.loaded: dict[Hashable, Callable] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def program(self, function: Callable, static: Hashable, args: tuple, options: Mapping[str, Any]) -> Callable:
         """Return `function(static, ...)` compiled for such arguments: from the folder, or into it."""
-        key = _digest(function, static, args, options)
-        if key not in self.loaded:
-            self.loaded[key] = self._read(key) or self._compile(key, function, static, args, options)
-        return self.loaded[key]
+        definition = (function, static, *_shapes(args), tuple(sorted(options.items())))
+        if definition not in self.loaded:
+            key = _digest(definition)
+            self.loaded[definition] = self._read(key) or self._compile(key, function, static, args, options)
+        return self.loaded[definition]
 
     def _read(self, key: str) -> Callable | None:
         path = self.folder / f"{key}{SUFFIX}"
@@ -84,10 +85,14 @@ class KeptPrograms:
             total -= stat.st_size
 
 
-def _digest(function: Callable, static: Hashable, args: tuple, options: Mapping[str, Any]) -> str:
+def _shapes(args: tuple) -> tuple[Hashable, tuple]:
     leaves, structure = jax.tree.flatten(args)
-    shapes = [(leaf.shape, str(leaf.dtype), bool(getattr(leaf, "weak_type", False))) for leaf in leaves]
-    parts = (function.__module__, function.__qualname__, static, structure, shapes, sorted(options.items()), _world())
+    return structure, tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
+
+
+def _digest(definition: tuple) -> str:
+    function, *rest = definition
+    parts = (function.__module__, function.__qualname__, *rest, _world())
     return hashlib.blake2b("\n".join(map(repr, parts)).encode(), digest_size=16).hexdigest()
 
 

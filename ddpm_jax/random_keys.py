@@ -39,7 +39,7 @@ def key_from_seed(seed: int) -> jax.Array:
         True
     """
     check_seed(seed)
-    return jax.random.key(np.uint32(seed), impl=THREEFRY)
+    return jax.random.wrap_key_data(np.array([0, seed], np.uint32), impl=THREEFRY)  # what `key` does, but compiles
 
 
 def check_seed(seed: int) -> None:

@@ -280,7 +280,8 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
 def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
     rows, ends = job.table.rows(), job.table.ends_step
     state = compilation.call(_start, job.static, job.key, job.indices, job.x_T, job.init_scale)
-    weights = compilation.call(inference.cast_weights, job.static.unet, job.weights)
+    weights, low = job.weights, job.static.unet.dtype != "float32"
+    weights = compilation.call(inference.cast_weights, job.static.unet, weights) if low else weights
     for start in range(0, job.table.num_evals, chunk):
         part = jax.tree.map(operator.itemgetter(slice(start, start + chunk)), rows)
         slots = np.ones(len(part.index), np.int32)
@@ -293,8 +294,7 @@ def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
         )
         done = int(ends[: start + chunk].sum())
         last = start + chunk >= job.table.num_evals
-        x_0_hat = state[0] if last else frames.x_0_hat[0]
-        yield done, int(ends.sum()), compilation.call(_to_images, job.static, x_0_hat)
+        yield done, int(ends.sum()), compilation.call(_first_images, job.static, state if last else frames.x_0_hat)
 
 
 class _Static(NamedTuple):
@@ -386,6 +386,10 @@ def _to_images(static: _Static, x: jax.Array) -> jax.Array:
     """Map the scale of the data to [0, 1], clip, and cut the batch's padding off."""
     x = x if static.unit_range else (x + 1) / 2
     return jnp.clip(x[..., : static.batch_size, :, :, :], 0, 1)
+
+
+def _first_images(static: _Static, stack: jax.Array) -> jax.Array:
+    return _to_images(static, stack[0])
 
 
 def _prepare(
