@@ -279,22 +279,18 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
 
 def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
     rows, ends = job.table.rows(), job.table.ends_step
-    state = compilation.call(_start, job.static, job.key, job.indices, job.x_T, job.init_scale)
+    call = functools.partial(compilation.call, quick=job.quick)
+    state = call(_start, job.static, job.key, job.indices, job.x_T, job.init_scale)
     weights, low = job.weights, job.static.unet.dtype != "float32"
-    weights = compilation.call(inference.cast_weights, job.static.unet, weights) if low else weights
+    weights = call(inference.cast_weights, job.static.unet, weights) if low else weights
     for start in range(0, job.table.num_evals, chunk):
         part = jax.tree.map(operator.itemgetter(slice(start, start + chunk)), rows)
         slots = np.ones(len(part.index), np.int32)
         slots[-1] = 0
-        state, frames = compilation.call(
-            _advance,
-            (job.static, 1),
-            *(weights, state, job.key, job.indices, job.condition, part, slots),
-            quick=job.quick,
-        )
-        done = int(ends[: start + chunk].sum())
-        last = start + chunk >= job.table.num_evals
-        yield done, int(ends.sum()), compilation.call(_first_images, job.static, state if last else frames.x_0_hat)
+        is_last = np.asarray(start + chunk >= job.table.num_evals)
+        arguments = (is_last, weights, state, job.key, job.indices, job.condition, part, slots)
+        state, images = call(_advance_and_show, job.static, *arguments)
+        yield int(ends[: start + chunk].sum()), int(ends.sum()), images
 
 
 class _Static(NamedTuple):
@@ -382,14 +378,16 @@ def _advance(static: tuple[_Static, int], weights, state, key, indices, conditio
     return sharding.constrain(state, mesh), frames
 
 
+def _advance_and_show(static: _Static, is_last: Array, *arguments) -> tuple[jax.Array, jax.Array]:
+    """Run some rows; return the state, and the image that `sample` returns or, before the end, the last x_0_hat."""
+    state, frames = _advance((static, 1), *arguments)
+    return state, _to_images(static, jnp.where(is_last, state[0], frames.x_0_hat[0]))
+
+
 def _to_images(static: _Static, x: jax.Array) -> jax.Array:
     """Map the scale of the data to [0, 1], clip, and cut the batch's padding off."""
     x = x if static.unit_range else (x + 1) / 2
     return jnp.clip(x[..., : static.batch_size, :, :, :], 0, 1)
-
-
-def _first_images(static: _Static, stack: jax.Array) -> jax.Array:
-    return _to_images(static, stack[0])
 
 
 def _prepare(
