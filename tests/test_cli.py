@@ -187,7 +187,7 @@ def test_class_names(capsys, tmp_path):
     np.testing.assert_allclose(grid.astype(int), captioned[..., 0].astype(int), atol=1)
     out = run(capsys, "sample", model, "--batch-size", 1, *SAMPLE, "--class-label", "0", "--out", "zero").out
     assert "of class 3 (0)" in out and "--class-label 0 is taken as the name of class 3; number 0 is 'rose'" in out
-    assert fails(capsys, "'tulp' is no class.*There is 0 rose, 1 1, 2 10", "sample", model, "--class-label", "tulp")
+    assert fails(capsys, "'tulp' is no class.*There is 0: rose, 1: 1, 2: 10", "sample", model, "--class-label", "tulp")
     assert fails(capsys, "Did you mean `rose`", "sample", model, "--class-label", "rosse")
     assert fails(capsys, "needs --class-label", "sample", model, "--out", "x")
 

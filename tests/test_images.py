@@ -423,13 +423,13 @@ class TestDescription:
         (tmp_path / "apple/list.txt").write_text("a")
         text = open_source(str(tmp_path), class_conditional=True).describe()
         assert text == (
-            f"{tmp_path}: 3 images, RGB, 8 x 9 to 20 x 12 pixels; 2 classes: 0 apple (2), 1 pear (1). "
+            f"{tmp_path}: 3 images, RGB, 8 x 9 to 20 x 12 pixels; 2 classes: 0: apple (2), 1: pear (1). "
             "Left out: 1 .txt (apple/list.txt)."
         )
 
     def test_many_classes(self):
         text = open_source("digits", class_conditional=True).describe()
-        assert text.startswith("digits: 1797 images, grey, 8 x 8 pixels; 10 classes: 0 0 (178), 1 1 (182)")
+        assert text.startswith("digits: 1797 images, grey, 8 x 8 pixels; 10 classes: 0: 0 (178), 1: 1 (182)")
 
     def test_conversion(self):
         assert "grey (brought to RGB)" in open_source("digits", channels=3).describe()

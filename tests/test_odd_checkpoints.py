@@ -142,7 +142,7 @@ class TestInfo:
         config = dataclasses.replace(params.config, class_names=("pear", "10", "Äpfel"), null_class=3)
         for format in ("ddpm_jax", "diffusers"):
             out = self.info(capsys, save(params.replace(config=config), tmp_path / format, format=format))
-            assert "classes     0 pear, 1 10, 2 Äpfel\n" in out
+            assert "classes     0: pear, 1: 10, 2: Äpfel\n" in out
             assert "classes     3 stands for none" in out
             assert "trained on" not in out
 
@@ -151,13 +151,13 @@ class TestInfo:
         names = tuple(f"n{number}" for number in range(30))
         config = dataclasses.replace(params.config, class_names=names)
         out = self.info(capsys, save(params.replace(config=config), tmp_path / "x"))
-        assert "0 n0, 1 n1," in out and "19 n19, and 10 more\n" in out and "stands for none" not in out
+        assert "0: n0, 1: n1," in out and "19: n19, and 10 more\n" in out and "stands for none" not in out
 
     def test_what_a_run_was_trained_on(self, run, capsys):
         shutil.rmtree(run / "checkpoints/20")
         out = self.info(capsys, run)
         assert "trained on  12 images, 1 channels, 2 classes\n" in out
-        assert "classes     0 pear, 1 apple\n" in out and "2 stands for none" in out
+        assert "classes     0: pear, 1: apple\n" in out and "2 stands for none" in out
 
     def test_a_size_that_cannot_be_drawn(self, tmp_path, capsys):
         stale = make_params(sample_size=(7, 8))

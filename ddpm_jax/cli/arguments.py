@@ -139,7 +139,7 @@ def class_of(text: str | None, config: Any) -> tuple[int | None, str | None]:
     if text in names:
         return names.index(text), text
     if names and number is None:
-        known = ", ".join(f"{index} {name}" for index, name in enumerate(names[:20]))
+        known = ", ".join(f"{index}: {name}" for index, name in enumerate(names[:20]))
         known += f" and {len(names) - 20} more" if len(names) > 20 else ""
         raise ValueError(
             f"`class_label` {text!r} is no class of this checkpoint.{nearest(text, names)} There is {known}."

@@ -164,7 +164,7 @@ def info(
 
 def _classes(config: Config) -> list[str]:
     """Lines of a network's classes, by their numbers, and of the one that stands for none."""
-    named = [f"{number} {name}" for number, name in enumerate(config.class_names)]
+    named = [f"{number}: {name}" for number, name in enumerate(config.class_names)]
     if len(named) > _MAX_CLASSES:
         named = [*named[:_MAX_CLASSES], f"and {len(named) - _MAX_CLASSES} more"]
     lines = [", ".join(named)] if named else []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def train_command(argv: Sequence[str]) -> Callable[..., Any]:
         if "--warmup-steps" not in flags:
             config = _with_warmup(config, out if resume else None)
         training.train(config, out, resume=resume)
-        print(f"{out}: ddpm_jax.load({str(out)!r}) opens it, `ddpm-jax export {out} OUT` publishes it.")
+        publish = f"ddpm-jax export {shlex.quote(str(out))} OUT"
+        print(f"{out}: ddpm_jax.load({str(out)!r}) opens it, `{publish}` publishes it.")
 
     return train
 

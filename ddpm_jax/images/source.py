@@ -106,7 +106,7 @@ class Source:
         text = f"{self.name}: {len(self):d} images, {colours}, {sizes} pixels"
         if self.classes:
             counts = Counter(self.labels.tolist())
-            named = [f"{number} {name} ({counts[number]})" for number, name in enumerate(self.classes)]
+            named = [f"{number}: {name} ({counts[number]})" for number, name in enumerate(self.classes)]
             more = [f"... {len(named) - _CLASSES} more"] if len(named) > _CLASSES else []
             text += f"; {len(named)} classes: {', '.join(named[:_CLASSES] + more)}"
         left_out = [_in_words(self.left_out)] if self.left_out else []
