@@ -13,10 +13,11 @@ from conftest import small_params
 import ddpm_jax
 from ddpm_jax import losses, sharding
 from ddpm_jax.losses import Objective
+from ddpm_jax.params import count
 from ddpm_jax.training import PRESETS, DataConfig, EmaConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, ema
 from ddpm_jax.training.config import check_new_run, differences
 from ddpm_jax.training.network import network
-from ddpm_jax.training.step import Run, compiled, count_parameters, create, learning_rate, make_optimizer
+from ddpm_jax.training.step import Run, compiled, create, learning_rate, make_optimizer
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
 OF_A_NEW_NETWORK = {
@@ -242,8 +243,8 @@ class TestPaper:
         from ddpm_jax.models.layout import layout
 
         built = network(self.preset, 32, 3)
-        assert count_parameters(layout(built.unet).weights) == 35_746_307
-        assert count_parameters(layout(network(PRESETS["lsun-256"], 256, 3).unet).weights) == 113_673_219
+        assert count(layout(built.unet).weights) == 35_746_307
+        assert count(layout(network(PRESETS["lsun-256"], 256, 3).unet).weights) == 113_673_219
 
     def test_learning_rate(self):
         rate = learning_rate(self.preset.optimizer, self.preset.run.steps)

@@ -25,7 +25,7 @@ from ddpm_jax.images.source import Source, UnreadableImage
 from ddpm_jax.images.walk import shown
 from ddpm_jax.losses import check_objective, traced_per_image
 from ddpm_jax.models.layout import layout
-from ddpm_jax.params import Params, init
+from ddpm_jax.params import Params, count, init
 from ddpm_jax.random_keys import key_from_seed
 from ddpm_jax.samplers.registry import FAST
 from ddpm_jax.training import logs
@@ -35,7 +35,7 @@ from ddpm_jax.training.data import Batch, Batches, centred, open_data
 from ddpm_jax.training.data_record import changes, facts, write_files
 from ddpm_jax.training.network import advice_on_channels, check_resolution, network, own_channels, own_resolution
 from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS, finished, look_at, tidy
-from ddpm_jax.training.step import Run, TrainState, abstract, compiled, count_parameters, create
+from ddpm_jax.training.step import Run, TrainState, abstract, compiled, create
 from ddpm_jax.types import PyTree
 from ddpm_jax.validation import check
 
@@ -135,7 +135,7 @@ def _train(config: TrainConfig, folder: Path, resume: bool) -> Params:
             "config": config.to_dict(),
             "data": facts(source),
             "broken": [shown(path) for path in source.broken],
-            "parameters": count_parameters(layout(described.unet).weights),
+            "parameters": count(layout(described.unet).weights),
             "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
             "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax", "flax", "optax")},
         }

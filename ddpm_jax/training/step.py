@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -256,8 +255,3 @@ def _remembered(history: tuple[Array, Array], t: Array, values: Array) -> tuple[
 
     history, _ = jax.lax.scan(put, history, (t, values))
     return history
-
-
-def count_parameters(weights: PyTree) -> int:
-    """Return how many numbers a network has."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(weights))
