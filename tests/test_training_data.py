@@ -294,6 +294,8 @@ class TestRuns:
         )
         with pytest.raises(ValueError, match=message):
             train(run_of(steps=2), data / "run", resume=True)
+        with pytest.raises(ValueError, match=r"`accept_changed_data` is for a run that goes on \(`resume`\)"):
+            train(run_of(steps=2, accept_changed_data=True), data / "another")
         train(run_of(steps=2, accept_changed_data=True), data / "run", resume=True)
         assert "1 gone: 08.png" in caplog.text
         before = json.loads((data / "run/train.json").read_text())["data"]

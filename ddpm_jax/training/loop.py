@@ -99,6 +99,8 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Para
 
 
 def _train(config: TrainConfig, folder: Path, resume: bool) -> Params:
+    idle = config.data.accept_changed_data and not resume
+    check(not idle, "`accept_changed_data` is for a run that goes on (`resume`): leave it out.")
     before = look_at(folder, config, resume)
     if before is None:
         check_new_run(config)
