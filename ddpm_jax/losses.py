@@ -25,7 +25,7 @@ from ddpm_jax.schedule import (
     per_image as broadcast,
 )
 from ddpm_jax.types import Array, Float, Images, Labels, Number, RandomKey, Timesteps
-from ddpm_jax.validation import POSITIVE, check, check_settings, choice, number, where
+from ddpm_jax.validation import POSITIVE, Rule, check, check_settings, choice, number, where
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Objective:
     p2_k: Number = 1.0
     label_dropout: Number = 0.0
 
-    VALUES: ClassVar = {
+    VALUES: ClassVar[dict[str, Rule]] = {
         "loss_type": choice("simple", "vlb", "hybrid"),
         "weighting": choice("constant", "snr", "min_snr", "p2"),
         "variance_type": choice("fixed_small", "fixed_large", "learned_range"),
@@ -73,7 +73,7 @@ class Objective:
         "p2_k": POSITIVE,
         "label_dropout": number(0, 1),
     }
-    ACTS: ClassVar = {
+    ACTS: ClassVar[dict[str, Rule]] = {
         "vlb_weight": where("loss_type", "hybrid"),
         "min_snr_gamma": where("weighting", "min_snr"),
         "p2_gamma": where("weighting", "p2"),

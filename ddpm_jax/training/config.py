@@ -134,7 +134,7 @@ class ModelConfig:
     beta_schedule: str = "linear"
     num_train_timesteps: int = 1000
 
-    VALUES: ClassVar = {
+    VALUES: ClassVar[dict[str, Rule]] = {
         "init": Rule("a folder or an id of the hub, or None", lambda value: value is None or bool(str(value))),
         "dropout": number(0, 1),
         "channels": integer(),
@@ -147,7 +147,7 @@ class ModelConfig:
         "beta_schedule": choice(*DIFFUSERS_BETA_SCHEDULES, *ORIGINAL_BETA_SCHEDULES),
         "num_train_timesteps": integer(),
     }
-    ACTS: ClassVar = dict.fromkeys(OF_THE_NETWORK, _NEW_NETWORK) | dict.fromkeys(
+    ACTS: ClassVar[dict[str, Rule]] = dict.fromkeys(OF_THE_NETWORK, _NEW_NETWORK) | dict.fromkeys(
         ("model_config", *OF_THE_SCHEDULE), _NEW_SCHEDULE
     )
 
@@ -181,7 +181,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     accumulate: int = 1
 
-    VALUES: ClassVar = {
+    VALUES: ClassVar[dict[str, Rule]] = {
         "optimizer": choice("adam", "adamw"),
         "learning_rate": POSITIVE,
         "lr_schedule": choice("constant", "linear", "cosine"),
@@ -193,7 +193,7 @@ class OptimizerConfig:
         "clip_norm": number(0),
         "accumulate": integer(),
     }
-    ACTS: ClassVar = {"weight_decay": where("optimizer", "adamw")}
+    ACTS: ClassVar[dict[str, Rule]] = {"weight_decay": where("optimizer", "adamw")}
 
     def __post_init__(self):
         check_settings(self)
@@ -219,7 +219,7 @@ class EmaConfig:
     power_ema: tuple[float, ...] = ()
     snapshot_every: int = 10_000
 
-    VALUES: ClassVar = {
+    VALUES: ClassVar[dict[str, Rule]] = {
         "ema_decay": number(0, 1),
         "ema_power": number(0),
         "ema_inv_gamma": POSITIVE,
@@ -229,7 +229,7 @@ class EmaConfig:
         ),
         "snapshot_every": integer(),
     }
-    ACTS: ClassVar = {
+    ACTS: ClassVar[dict[str, Rule]] = {
         "ema_power": Rule("`ema_decay` above 0", lambda ema: ema.ema_decay > 0),
         "ema_inv_gamma": Rule("`ema_power` above 0", lambda ema: ema.ema_power > 0 and ema.ema_decay > 0),
         "snapshot_every": Rule("`power_ema`", lambda ema: bool(ema.power_ema)),
@@ -277,7 +277,7 @@ class RunConfig:
     sample_evals: int = 20
     tensorboard: bool = False
 
-    VALUES: ClassVar = {
+    VALUES: ClassVar[dict[str, Rule]] = {
         "batch_size": integer(),
         "seed": integer(0),
         "dtype": choice("float32", "bfloat16"),
@@ -294,7 +294,7 @@ class RunConfig:
         "sample_evals": integer(),
         "tensorboard": FLAG,
     }
-    ACTS: ClassVar = dict.fromkeys(
+    ACTS: ClassVar[dict[str, Rule]] = dict.fromkeys(
         ("num_samples", "sample_evals"), Rule("`sample_every` above 0", lambda run: run.sample_every > 0)
     )
 
