@@ -276,7 +276,8 @@ class _Batches:
     def report(self, count: int) -> str:
         import jax
 
-        running = time.perf_counter() - self.started - self.clock.seconds
+        # older versions of JAX report the tracing of a function within another one twice
+        running = max(time.perf_counter() - self.started - self.clock.seconds, 1e-3)
         devices = f"{jax.device_count()} {jax.default_backend()} device{'s' if jax.device_count() > 1 else ''}"
         return (
             f"compiling took {self.clock.seconds:.1f} s, sampling {running:.1f} s ({count / running:.2f} images/s, "
