@@ -100,6 +100,7 @@ class TestFolder:
         subprocess.run(command, check=True, env=environment, capture_output=True)
         return {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob(f"*{SUFFIX}")}
 
+    @pytest.mark.slow
     def test_commands_keep_programs_in_the_users_cache_folder(self, tmp_path):
         assert self.run(tmp_path, "--compile-cache", "none") == {}
         first = self.run(tmp_path)

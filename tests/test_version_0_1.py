@@ -42,6 +42,7 @@ def test_checkpoint(old):
     assert run.config.class_names == tuple("0123456789") and run.config.null_class == 10
 
 
+@pytest.mark.slow
 def test_run_goes_on(old):
     record = json.loads((old / "run" / "train.json").read_text())
     config = TrainConfig.from_dict(record["config"])
