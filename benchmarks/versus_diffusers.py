@@ -19,8 +19,6 @@ Jobs:
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -29,6 +27,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from turns import describe_machine
 
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
 STEPS = 10
@@ -80,7 +80,7 @@ def main() -> None:
     if options.worker:
         print(json.dumps(work(*options.worker)))
         return
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions()}", flush=True)
+    print(describe_machine(), flush=True)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for net in sorted({job.split("-")[1] for job in options.jobs}):
@@ -106,13 +106,6 @@ net, folder, items = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 config = ddpm_jax.Config(ddpm_jax.UNetConfig(**items))
 ddpm_jax.save(ddpm_jax.init(jax.random.key(0), config, scheme="torch"), folder / net, format="diffusers")
 """
-
-
-def versions() -> str:
-    """The versions of what is compared."""
-    from importlib.metadata import version
-
-    return ", ".join(f"{name} {version(name)}" for name in ("ddpm-jax", "jax", "torch", "diffusers"))
 
 
 def launch(job: str, peer: str, folder: str) -> dict[str, float]:
