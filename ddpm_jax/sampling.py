@@ -244,7 +244,7 @@ def invert(
     x_0 = x_0 if params.config.schedule.kind == "ve" else 2 * x_0 - 1
     key = jax.random.key(0)
     job = _prepare(params, key, shape[0], sampler, (class_labels, None, None), x_0, 0, mesh, inverse=True)
-    return compilation.call(_inverted, job.static, *job.arguments())
+    return compilation.call(_inverted, job.static, *job.arguments(), quick=job.quick)
 
 
 def as_function(config: Config, sampler: Sampler | str | None = None) -> Callable[..., Images]:

@@ -5,7 +5,7 @@ import difflib
 import math
 import operator
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -47,6 +47,17 @@ def known_items(items: Mapping[str, Any], known: Collection[str], owner: str) ->
     if listed:
         warnings.warn(f"{owner} has no field {listed}: passed over, as diffusers does.", stacklevel=3)
     return {name: value for name, value in items.items() if name in known}
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """Return the first names, and how many more there are.
+
+    Example:
+        >>> some(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def freeze(value: Any) -> Any:

@@ -19,6 +19,14 @@ from ddpm_jax.schedule import alphas_cumprod
 V = ScheduleConfig(prediction_type="v_prediction")
 X0 = ScheduleConfig(prediction_type="sample")
 EPS = ScheduleConfig()
+VE = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0, num_train_timesteps=1000)
+RATIO_SPACINGS = ("logsnr", "exponential", "karras", "beta")
+SPACINGS = ("leading", "linspace", "trailing", "quadratic", *RATIO_SPACINGS)
+
+
+def own_schedule(name):
+    """A schedule that a sampler is for."""
+    return VE if name == "score-sde-ve" else EPS
 
 
 def nhwc(array):

@@ -130,7 +130,7 @@ def class_of(text: str | None, config: Any) -> tuple[int | None, str | None]:
         >>> class_of("2", SimpleNamespace(class_names=("1", "2", "10"))), class_of("0", SimpleNamespace(class_names=()))
         ((1, '2'), (0, None))
     """
-    from ddpm_jax.validation import check, nearest
+    from ddpm_jax.validation import check, nearest, some
 
     if text is None:
         return None, None
@@ -139,8 +139,7 @@ def class_of(text: str | None, config: Any) -> tuple[int | None, str | None]:
     if text in names:
         return names.index(text), text
     if names and number is None:
-        known = ", ".join(f"{index}: {name}" for index, name in enumerate(names[:20]))
-        known += f" and {len(names) - 20} more" if len(names) > 20 else ""
+        known = some([f"{index}: {name}" for index, name in enumerate(names)], 20)
         raise ValueError(
             f"`class_label` {text!r} is no class of this checkpoint.{nearest(text, names)} There is {known}."
         )

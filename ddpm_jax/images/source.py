@@ -17,8 +17,8 @@ from PIL import Image
 
 from ddpm_jax.images.arrays import checked_labels, open_arrays
 from ddpm_jax.images.picture import MODES, Ground, decode, ground_of, reason
-from ddpm_jax.images.walk import Found, by_value, shown, some, walk, walk_of_before
-from ddpm_jax.validation import check
+from ddpm_jax.images.walk import Found, by_value, shown, walk, walk_of_before
+from ddpm_jax.validation import check, some
 
 PAUSES = (0.2, 1.0, 3.0)  # seconds until a file that was readable is tried again: network drives come back
 _CAP = 10  # files that a message names

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from ddpm_jax.images.picture import reason, suffixes
@@ -98,17 +98,6 @@ def by_value(names: set[str]) -> list[str]:
 def shown(path: str | Path) -> str:
     """Return a name as text that can be printed and written anywhere, also where its bytes are no UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def some(names: Sequence[str], most: int) -> str:
-    """Return the first names, and how many more there are.
-
-    Example:
-        >>> some(["a", "b", "c"], 2)
-        'a, b and 1 more'
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _folders(folder: Path, unreadable: dict[Path, str]) -> Iterator[tuple[Path, list[str], list[str]]]:

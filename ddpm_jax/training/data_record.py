@@ -6,8 +6,8 @@ from typing import Any
 
 from ddpm_jax.files import read_json, write_json
 from ddpm_jax.images.source import Source
-from ddpm_jax.images.walk import shown, some
-from ddpm_jax.validation import check
+from ddpm_jax.images.walk import shown
+from ddpm_jax.validation import check, some
 
 FILES = "data.json"
 _CAP = 10  # names of each kind that a message holds
