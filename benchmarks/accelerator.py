@@ -14,6 +14,7 @@ matrix products, measured on the same device. Needs the `parity` extra for the p
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -54,11 +55,15 @@ def main() -> None:
         print(f"{peak['device']}, {peak['versions']}: {peak['tflops']:.1f} TFLOP/s in {options.dtype} products")
         for net in options.nets:
             subprocess.run([sys.executable, "-c", MAKE, net, folder, json.dumps(NETS[net] | GOOGLE)], check=True)
-            rounds = [{peer: launch(net, peer, folder) for peer in options.peers} for _ in range(options.rounds)]
+            flops, rounds = launch(net, "flops", folder)["flops"], []
             results[net] = {"batch_size": _of(options.batch_size, BATCH[net]), "dtype": options.dtype, "rounds": rounds}
-            report(net, rounds, launch(net, "flops", folder)["flops"], peak["tflops"], options)
-            if options.out:
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
+            for _ in range(options.rounds):
+                rounds.append({})
+                for peer in options.peers:
+                    rounds[-1][peer] = launch(net, peer, folder)
+                    if options.out:  # after each, so that a run that is cut short leaves what it measured
+                        options.out.write_text(json.dumps(results, indent=1) + "\n")
+            report(net, rounds, flops, peak["tflops"], options)
 
 
 def report(net: str, rounds: list[dict[str, dict]], flops: float, peak: float, options) -> None:
@@ -77,7 +82,10 @@ def report(net: str, rounds: list[dict[str, dict]], flops: float, peak: float, o
 
 def launch(net: str, peer: str, folder: str) -> dict:
     """Run one worker in a process of its own."""
-    result = subprocess.run([sys.executable, *sys.argv, "--worker", net, peer, folder], capture_output=True, text=True)
+    command = [sys.executable, *sys.argv, "--worker", net, peer, folder]
+    # only a CPU's compiler counts the FLOPs of a network that was lowered and not compiled
+    environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if peer == "flops" else {})
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode:
         raise RuntimeError(f"{net} {peer} failed:\n{result.stderr[-2000:]}")
     return json.loads(result.stdout.splitlines()[-1])

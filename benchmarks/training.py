@@ -65,12 +65,15 @@ def main() -> None:
     show = profile_line if options.profile else speed_line
     results = {}
     for net in options.nets:
-        rounds = [{peer: launch(net, peer) for peer in peers} for _ in range(options.rounds)]
-        results[f"{net}-b{options.batch_size}-{options.dtype}"] = rounds
+        rounds = results[f"{net}-b{options.batch_size}-{options.dtype}"] = []
+        for _ in range(options.rounds):
+            rounds.append({})
+            for peer in peers:
+                rounds[-1][peer] = launch(net, peer)
+                if options.out:  # after each, so that a run that is cut short leaves what it measured
+                    options.out.write_text(json.dumps(results, indent=1) + "\n")
         for peer in peers:
             print(f"{net:10s} b{options.batch_size} {peer:14s} {show(rounds, peer, options)}", flush=True)
-        if options.out:
-            options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def speed_line(rounds: list[dict], peer: str, options) -> str:
