@@ -10,14 +10,14 @@ from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.losses import Objective, loss
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.params import Params, Prediction, apply, init, predict, trainable_mask
-from ddpm_jax.plotting import to_pil, to_uint8
-from ddpm_jax.sampling import Path, invert, sample, sample_chunks, sample_path
+from ddpm_jax.pixels import to_pil, to_uint8
+from ddpm_jax.sampling import Trajectory, invert, sample, sample_chunks, sample_path
 
 __all__ = [
     "Config",
     "Objective",
     "Params",
-    "Path",
+    "Trajectory",
     "Prediction",
     "SamplerConfig",
     "ScheduleConfig",

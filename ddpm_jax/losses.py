@@ -16,13 +16,11 @@ from ddpm_jax.params import Params, check_images, check_labels, check_params, ru
 from ddpm_jax.random_keys import image_keys, threefry_key
 from ddpm_jax.schedule import (
     alphas_cumprod,
+    broadcast,
     posterior_coefficients,
     prediction_coefficients,
     q_sample,
     v_from_x_0_eps,
-)
-from ddpm_jax.schedule import (
-    per_image as broadcast,
 )
 from ddpm_jax.types import Array, Float, Images, Labels, Number, RandomKey, Timesteps
 from ddpm_jax.validation import POSITIVE, Rule, check, check_settings, choice, number, where

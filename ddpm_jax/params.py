@@ -11,12 +11,12 @@ import numpy as np
 
 from ddpm_jax import compilation
 from ddpm_jax.config import Config
+from ddpm_jax.config.unet import UNetConfig
 from ddpm_jax.models.layers import shapes_only
 from ddpm_jax.models.layout import layout
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.schedule import alphas_cumprod, per_image, prediction_coefficients
+from ddpm_jax.schedule import alphas_cumprod, broadcast, prediction_coefficients
 from ddpm_jax.types import Images, Labels, Outputs, PyTree, RandomKey, Timesteps
-from ddpm_jax.unet_config import UNetConfig
 
 
 @flax.struct.dataclass
@@ -234,7 +234,7 @@ def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = No
         )
     out = apply(params, x_t, t, class_labels)[..., : x_t.shape[-1]]
     if schedule.kind == "ve":  # the output is the score, -eps / sigma   (Song et al. 2021)
-        sigma = per_image(jnp.asarray(t, jnp.float32))
+        sigma = broadcast(jnp.asarray(t, jnp.float32))
         return Prediction(x_0_hat=x_t + sigma**2 * out, eps_hat=-sigma * out)
     if not isinstance(t, jax.core.Tracer):
         steps = schedule.num_train_timesteps
@@ -243,7 +243,7 @@ def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = No
             raise ValueError(f"`t` must be integers in 0 .. {steps - 1}, not {t!r}.")
     alpha_bar_t = jnp.asarray(alphas_cumprod(schedule), x_t.dtype)[jnp.asarray(t)]
     coefficients = prediction_coefficients(schedule.prediction_type, alpha_bar_t)
-    a, b, c, d = (per_image(coefficient) for coefficient in coefficients)
+    a, b, c, d = (broadcast(coefficient) for coefficient in coefficients)
     return Prediction(x_0_hat=a * x_t + b * out, eps_hat=c * x_t + d * out)
 
 

@@ -1,4 +1,4 @@
-"""Images for people: rounding to bytes, PIL images, grids, GIFs, curves."""
+"""Images for people: grids, strips, GIFs, curves."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -10,61 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_jax.extras import need
 from ddpm_jax.files import whole_file
+from ddpm_jax.pixels import picture, to_uint8
 from ddpm_jax.types import Array, Frames, Images, Number
 from ddpm_jax.validation import check
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-PICTURE_CHANNELS = tuple(_MODES)
 _LONGEST = 24  # characters of a caption
-
-
-def to_uint8(images: Images) -> np.ndarray:
-    """Round images from [0, 1] to bytes, halves to even: exactly what diffusers' `DDPMPipeline` writes.
-
-    Args:
-        images: as `sample` returns them; what lies outside [0, 1] is clipped.
-
-    Returns:
-        np.uint8 of the same shape.
-
-    Example:
-        >>> to_uint8(np.array([0.0, 0.5, 1.0], np.float32).reshape(1, 1, 3, 1)).ravel().tolist()
-        [0, 128, 255]
-    """
-    images = np.clip(np.asarray(jax.device_get(images), np.float32), 0, 1)
-    return (images * 255).round().astype(np.uint8)
-
-
-def to_pil(images: Images) -> list[Image.Image]:
-    """Turn images in [0, 1] into PIL images: grey for 1 channel, RGB for 3, RGBA for 4.
-
-    Raises:
-        ValueError: another number of channels.
-
-    Example:
-        >>> to_pil(np.zeros((2, 8, 8, 1), np.float32))[0].mode
-        'L'
-    """
-    return [_pil(image) for image in to_uint8(images)]
-
-
-def check_channels(channels: int) -> None:
-    """Refuse images that no image file can hold.
-
-    Raises:
-        ValueError: another number of channels than 1, 3 or 4.
-    """
-    check(
-        channels in _MODES,
-        f"An image file holds 1, 3 or 4 channels, not {channels}. Keep such images as arrays (`format` npz, or "
-        "np.save), or take some of the channels first.",
-    )
-
-
-def _pil(image: np.ndarray) -> Image.Image:
-    channels = image.shape[-1]
-    check_channels(channels)
-    return Image.fromarray(image[..., 0] if channels == 1 else image, _MODES[channels])
 
 
 def grid(
@@ -152,7 +102,7 @@ def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -
     """
     if len(frames) == 0 or not fps > 0:
         raise ValueError(f"A GIF needs frames and a positive fps, not {len(frames)} frames at {fps!r}.")
-    pictures = [_pil(grid(np.asarray(frame))) for frame in frames]
+    pictures = [picture(grid(np.asarray(frame))) for frame in frames]
     durations = [1000 / fps] * (len(pictures) - 1) + [2000]
     path = Path(path)
     with whole_file(path) as partial:

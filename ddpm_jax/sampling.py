@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ddpm_jax import compilation, inference, samplers, sharding
+from ddpm_jax import compilation, pixels, samplers, sharding
 from ddpm_jax.config import Config, UNetConfig
-from ddpm_jax.models import winograd
+from ddpm_jax.models import hoist, winograd
 from ddpm_jax.params import Params, check_labels, check_params
 from ddpm_jax.random_keys import image_keys, threefry_key
 from ddpm_jax.samplers.base import (
@@ -35,7 +35,7 @@ from ddpm_jax.types import Array, Frames, Images, Labels, Number, PyTree, Random
 from ddpm_jax.validation import as_integer, as_positive, check
 
 
-class Path(NamedTuple):
+class Trajectory(NamedTuple):
     """Frames of a sampling run, the earliest first.
 
     Attributes:
@@ -126,7 +126,7 @@ def sample_path(
     first_index: SupportsIndex = 0,
     mesh: Mesh | None = None,
     expected_calls: SupportsIndex = 1,
-) -> Path:
+) -> Trajectory:
     """Sample, and keep some moments of it: noise turning into images.
 
     Args:
@@ -135,7 +135,7 @@ def sample_path(
         sampler, class_labels, guidance_scale, null_class, x_T, first_index, mesh, expected_calls: as in `sample`.
 
     Returns:
-        Path(x_t, x_0_hat, t), frames leading; the last x_0_hat is what `sample` returns.
+        Trajectory(x_t, x_0_hat, t), frames leading; the last x_0_hat is what `sample` returns.
 
     Raises:
         TypeError, ValueError: as `sample`; num_frames below 1 or above the sampler's steps.
@@ -155,7 +155,7 @@ def sample_path(
     slots = np.full(job.table.num_evals, num_frames, np.int32)
     slots[kept] = np.arange(num_frames)
     images, frames = job.run_whole(num_frames, slots)
-    return Path(frames.x_t, frames.x_0_hat.at[-1].set(images), job.table.t[kept])
+    return Trajectory(frames.x_t, frames.x_0_hat.at[-1].set(images), job.table.t[kept])
 
 
 def sample_chunks(
@@ -240,8 +240,7 @@ def invert(
     sampler = samplers.DDIMInverse() if sampler is None else sampler
     if not isinstance(sampler, samplers.DDIMInverse):
         raise TypeError(f"`sampler` must be a samplers.DDIMInverse, not {sampler!r}.")
-    x_0 = jnp.asarray(images, jnp.float32)
-    x_0 = x_0 if params.config.schedule.kind == "ve" else 2 * x_0 - 1
+    x_0 = pixels.to_data(images, params.config.schedule.data_range)
     key = jax.random.key(0)
     job = _prepare(params, key, shape[0], sampler, (class_labels, None, None), x_0, 0, mesh, inverse=True)
     return compilation.call(_inverted, job.static, *job.arguments(), quick=job.quick)
@@ -266,7 +265,7 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
     """
     config.unet.check_size()
     table = table_of(sampler, config)
-    static = _Static(config.unet, config.schedule.kind == "ve", table.switches, None, None)
+    static = _Static(config.unet, config.schedule.data_range, table.switches, None, None)
     rows, init_scale = table.rows(), np.float32(table.init_scale)
 
     def draw(weights, key, indices, class_labels=None) -> jax.Array:
@@ -282,7 +281,7 @@ def _chunks(job: "_Job", chunk: int) -> Iterator[tuple[int, int, Images]]:
     call = functools.partial(compilation.call, quick=job.quick)
     state = call(_start, job.static, job.key, job.indices, job.x_T, job.init_scale)
     weights, low = job.weights, job.static.unet.dtype != "float32"
-    weights = call(inference.cast_weights, job.static.unet, weights) if low else weights
+    weights = call(hoist.cast_weights, job.static.unet, weights) if low else weights
     for start in range(0, job.table.num_evals, chunk):
         part = jax.tree.map(operator.itemgetter(slice(start, start + chunk)), rows)
         slots = np.ones(len(part.index), np.int32)
@@ -297,7 +296,7 @@ class _Static(NamedTuple):
     """What a program is compiled for, besides the shapes of its arguments."""
 
     unet: UNetConfig
-    unit_range: bool  # the data is in [0, 1], not in [-1, 1]
+    data_range: pixels.DataRange
     switches: Switches
     mesh: Mesh | None
     batch_size: int | None  # without the padding that splits it evenly over the mesh; None if it is symbolic
@@ -347,7 +346,7 @@ def _inverted(static: _Static, *arguments) -> jax.Array:
 
 def _run(static: tuple[_Static, int], weights, key, indices, condition, x_T, init_scale, rows, slots):
     state = _start(static[0], key, indices, x_T, init_scale)
-    weights = inference.cast_weights(static[0].unet, weights)
+    weights = hoist.cast_weights(static[0].unet, weights)
     state, frames = _advance(static, weights, state, key, indices, condition, rows, slots)
     return state[0], frames
 
@@ -362,13 +361,13 @@ def _start(static: _Static, key, indices, x_T, init_scale) -> jax.Array:
 def _advance(static: tuple[_Static, int], weights, state, key, indices, condition, rows, slots):
     (unet, _, switches, mesh, *_), num_frames = static
     labels, scale, null_class = condition
-    projections = inference.project_times(unet, weights, jnp.asarray(rows.t)) if labels is None else None
+    projections = hoist.project_times(unet, weights, jnp.asarray(rows.t)) if labels is None else None
 
     def net_fn(x, cond):
         if scale is None:
-            return inference.run(unet, weights, x, cond[0], labels, cond[1])
+            return hoist.run(unet, weights, x, cond[0], labels, cond[1])
         pairs = jnp.stack([labels, jnp.full_like(labels, null_class)], axis=1).reshape(-1)
-        out = inference.run(unet, weights, jnp.repeat(x, 2, axis=0), cond[0], pairs)
+        out = hoist.run(unet, weights, jnp.repeat(x, 2, axis=0), cond[0], pairs)
         of_class, of_none = out[::2], out[1::2]
         mean = slice(unet.in_channels)  # a learned variance stays the class's
         return of_class.at[..., mean].add((scale - 1) * (of_class - of_none)[..., mean])
@@ -386,8 +385,7 @@ def _advance_and_show(static: _Static, is_last: Array, *arguments) -> tuple[jax.
 
 def _to_images(static: _Static, x: jax.Array) -> jax.Array:
     """Map the scale of the data to [0, 1], clip, and cut the batch's padding off."""
-    x = x if static.unit_range else (x + 1) / 2
-    return jnp.clip(x[..., : static.batch_size, :, :, :], 0, 1)
+    return pixels.to_images(x[..., : static.batch_size, :, :, :], static.data_range)
 
 
 def _prepare(
@@ -431,8 +429,7 @@ def _prepare(
             quick = unet.dtype == "float32" and not winograd.is_transformed(weights)
             weights, key = sharding.place((weights, key), mesh, split=False)
             indices, x_T, labels = sharding.place((indices, x_T, labels), mesh, split=True)
-    unit_range = params.config.schedule.kind == "ve"
-    static = _Static(unet, unit_range, table.switches, mesh, batch_size)
+    static = _Static(unet, params.config.schedule.data_range, table.switches, mesh, batch_size)
     init_scale = np.float32(table.init_scale)
     return _Job(static, table, weights, key, indices, _Condition(labels, *guidance), x_T, init_scale, quick)
 

@@ -156,7 +156,7 @@ def q_sample(x_0: Images, alpha_bar_t: Coefficient, eps: Images) -> Images:
         >>> q_sample(np.ones((1, 1, 1, 1), np.float32), 0.64, np.ones((1, 1, 1, 1), np.float32)).item()
         1.4...
     """
-    alpha_bar_t = per_image(alpha_bar_t)
+    alpha_bar_t = broadcast(alpha_bar_t)
     return jnp.sqrt(alpha_bar_t) * x_0 + jnp.sqrt(1 - alpha_bar_t) * eps
 
 
@@ -182,7 +182,7 @@ def q_posterior(x_0: Images, x_t: Images, alpha_bar_t: Coefficient, alpha_bar_s:
         (1.0, 0.0)
     """
     from_x_0, from_x_t, variance = posterior_coefficients(jnp.asarray(alpha_bar_t), jnp.asarray(alpha_bar_s))
-    return per_image(from_x_0) * x_0 + per_image(from_x_t) * x_t, variance
+    return broadcast(from_x_0) * x_0 + broadcast(from_x_t) * x_t, variance
 
 
 def posterior_coefficients(alpha_bar_t, alpha_bar_s):
@@ -201,7 +201,7 @@ def x_0_from_eps(x_t: Images, alpha_bar_t: Coefficient, eps: Images) -> Images:
         >>> x_0_from_eps(np.ones((1, 1, 1, 1), np.float32), 1.0, np.ones((1, 1, 1, 1), np.float32)).item()
         1.0
     """
-    alpha_bar_t = per_image(alpha_bar_t)
+    alpha_bar_t = broadcast(alpha_bar_t)
     return (x_t - jnp.sqrt(1 - alpha_bar_t) * eps) / jnp.sqrt(alpha_bar_t)
 
 
@@ -212,7 +212,7 @@ def eps_from_x_0(x_t: Images, alpha_bar_t: Coefficient, x_0: Images) -> Images:
         >>> eps_from_x_0(np.ones((1, 1, 1, 1), np.float32), 0.0, np.ones((1, 1, 1, 1), np.float32)).item()
         1.0
     """
-    alpha_bar_t = per_image(alpha_bar_t)
+    alpha_bar_t = broadcast(alpha_bar_t)
     return (x_t - jnp.sqrt(alpha_bar_t) * x_0) / jnp.sqrt(1 - alpha_bar_t)
 
 
@@ -225,7 +225,7 @@ def v_from_x_0_eps(x_0: Images, alpha_bar_t: Coefficient, eps: Images) -> Images
         >>> v_from_x_0_eps(np.ones((1, 1, 1, 1), np.float32), 1.0, np.ones((1, 1, 1, 1), np.float32)).item()
         1.0
     """
-    alpha_bar_t = per_image(alpha_bar_t)
+    alpha_bar_t = broadcast(alpha_bar_t)
     return jnp.sqrt(alpha_bar_t) * eps - jnp.sqrt(1 - alpha_bar_t) * x_0
 
 
@@ -259,7 +259,7 @@ def log_snr(alpha_bar_t):
     return np.log(alpha_bar_t) - np.log1p(-alpha_bar_t)
 
 
-def per_image(coefficient: Coefficient) -> Array:
+def broadcast(coefficient: Coefficient) -> Array:
     """Shape a coefficient, one for all or one an image, so that it multiplies NHWC images."""
     coefficient = jnp.asarray(coefficient)
     return coefficient[:, None, None, None] if coefficient.ndim else coefficient

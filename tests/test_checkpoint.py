@@ -13,7 +13,7 @@ from conftest import NCSNPP, SHARED, make_params, random_state_dict
 
 import ddpm_jax
 from ddpm_jax.checkpoint import from_state_dict, load, save, to_state_dict
-from ddpm_jax.checkpoint.diffusers import find_layout
+from ddpm_jax.checkpoint.families.diffusers import find_files
 from ddpm_jax.checkpoint.source import BUNDLED, DEMO, bundled, locate
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.schedule import betas
@@ -131,8 +131,8 @@ class TestLayouts:
             index = f"{STEM}.safetensors.{variant}.index.json" if legacy else f"{STEM}.safetensors.index.{variant}.json"
         (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
         assert equal(load(folder, variant=variant), google)
-        layout = find_layout([path.name for path in folder.iterdir()], variant=variant)
-        assert set(layout.weights) == set(places.values())
+        files = find_files([path.name for path in folder.iterdir()], variant=variant)
+        assert set(files.weights) == set(places.values())
         (folder / file).unlink()
         with pytest.raises(FileNotFoundError, match="names the shard"):
             load(folder, variant=variant)

@@ -19,7 +19,7 @@ import ddpm_jax
 from ddpm_jax import cli, plotting
 from ddpm_jax.cli import arguments
 from ddpm_jax.config import Config, SamplerConfig
-from ddpm_jax.image_set import write_png
+from ddpm_jax.images.image_set import write_png
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ def test_command_line_options_in_the_readme_exist():
     from ddpm_jax import cli
 
     package = Path(cli.__file__).parent.parent
-    files = [*(package / "cli").glob("*.py"), package / "training/config.py", package / "losses.py"]
+    files = [*(package / "cli").glob("*.py"), package / "training/settings.py", package / "losses.py"]
     text = " ".join(path.read_text() for path in files)
     for command in re.findall(r"^ddpm-jax .*$", README, re.MULTILINE):
         for option in re.findall(r"--([a-z-]+)", command):

@@ -19,7 +19,7 @@ from test_checkpoint import write_flat
 
 import ddpm_jax
 from ddpm_jax import cli, samplers
-from ddpm_jax.image_set import ImageSet
+from ddpm_jax.images.image_set import ImageSet
 
 SAMPLE = ("--sampler", "ddim", "--steps", "3", "--seed", "5")
 
@@ -49,7 +49,8 @@ def test_killed_and_continued(model, tmp_path, format):
     # a process that stops for good as its third batch is written
     program = f"""
 import os, signal, sys
-from ddpm_jax import cli, image_set
+from ddpm_jax import cli
+from ddpm_jax.images import image_set
 write, count = image_set.ImageSet.write, [0]
 def dying(*args):
     count[0] += 1
@@ -323,7 +324,8 @@ def test_two_processes_with_four_devices_each(model, tmp_path):
     # each notes what it writes
     program = """
 import sys
-from ddpm_jax import cli, image_set
+from ddpm_jax import cli
+from ddpm_jax.images import image_set
 write = image_set.ImageSet.write
 def noting(self, indices, images):
     with open(f"wrote-{sys.argv[1]}", "a") as file:

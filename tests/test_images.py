@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import image_set
 from ddpm_jax.checkpoint import folder as checkpoint_folder
-from ddpm_jax.images import source, walk
+from ddpm_jax.images import image_set, source, walk
 from ddpm_jax.images.picture import decode, ground_of, suffixes
 from ddpm_jax.images.source import UnreadableImage, open_source
 from ddpm_jax.training import DataConfig, loop

@@ -1,31 +1,16 @@
-"""Bytes, PIL images, grids and GIFs."""
+"""Grids, strips and GIFs."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import plotting
-
-
-def test_rounding_is_half_to_even_as_in_diffusers():
-    values = np.array([0, 0.5 / 255, 1.5 / 255, 2.5 / 255, 254.5 / 255, 1, 1.7, -0.3], np.float32).reshape(1, 1, -1, 1)
-    expected = np.clip(values, 0, 1) * np.float32(255)
-    np.testing.assert_array_equal(plotting.to_uint8(values).ravel(), expected.round().astype(np.uint8).ravel())
-    assert plotting.to_uint8(np.full((1, 1, 1, 1), 0.5, np.float32)).item() == 128  # 127.5 to the even neighbour
-
-
-@pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB"), (4, "RGBA")])
-def test_to_pil(channels, mode):
-    images = np.random.default_rng(0).random((2, 4, 6, channels), np.float32)
-    first, second = plotting.to_pil(images)
-    assert first.mode == mode and first.size == (6, 4)
-    np.testing.assert_array_equal(np.asarray(second).reshape(4, 6, channels), plotting.to_uint8(images)[1])
+from ddpm_jax import pixels, plotting
 
 
 @pytest.mark.parametrize("channels", [2, 5])
 def test_odd_channels_are_refused(channels, tmp_path):
     images = np.zeros((1, 4, 4, channels), np.float32)
-    for write in (plotting.to_pil, lambda images: plotting.gif([images], tmp_path / "x.gif")):
+    for write in (pixels.to_pil, lambda images: plotting.gif([images], tmp_path / "x.gif")):
         with pytest.raises(ValueError, match=f"1, 3 or 4 channels, not {channels}.*`format` npz"):
             write(images)
     assert plotting.grid(images).shape == (4, 4, channels)

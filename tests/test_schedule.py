@@ -94,7 +94,7 @@ def test_conversions_invert_each_other():
     v = schedule.v_from_x_0_eps(x_0, alpha_bar_t, eps)
     for prediction_type, out in (("epsilon", eps), ("sample", x_0), ("v_prediction", v)):
         a, b, c, d = (
-            schedule.per_image(number) for number in schedule.prediction_coefficients(prediction_type, alpha_bar_t)
+            schedule.broadcast(number) for number in schedule.prediction_coefficients(prediction_type, alpha_bar_t)
         )
         close(a * x_t + b * out, x_0)
         close(c * x_t + d * out, eps)

@@ -15,8 +15,8 @@ from ddpm_jax import losses, sharding
 from ddpm_jax.losses import Objective
 from ddpm_jax.params import count
 from ddpm_jax.training import PRESETS, DataConfig, EmaConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, ema
-from ddpm_jax.training.config import check_new_run, differences
 from ddpm_jax.training.network import network
+from ddpm_jax.training.settings import check_new_run, differences
 from ddpm_jax.training.step import Run, compiled, create, learning_rate, make_optimizer
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)

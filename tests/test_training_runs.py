@@ -23,8 +23,8 @@ from ddpm_jax import cli
 from ddpm_jax.files import locked
 from ddpm_jax.training import PRESETS, DataConfig, Diverged, EmaConfig, RunConfig, Stopped, TrainConfig, logs, train
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.config import ModelConfig, OptimizerConfig
 from ddpm_jax.training.published import average, card
+from ddpm_jax.training.settings import ModelConfig, OptimizerConfig
 
 STEPS = 12
 

@@ -20,7 +20,7 @@ import ddpm_jax
 from ddpm_jax import training
 from ddpm_jax.checkpoint.folder import steps_in
 from ddpm_jax.cli import main
-from ddpm_jax.training.config import TrainConfig
+from ddpm_jax.training.settings import TrainConfig
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "version_0_1.tar.xz"
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ddpm_jax.checkpoint.diffusers import Layout, find_layout
+from ddpm_jax.checkpoint.families.diffusers import Files, find_files
 from ddpm_jax.checkpoint.folder import MARKER, is_ours
 from ddpm_jax.checkpoint.nearby import natural, opens
 
@@ -122,11 +122,11 @@ def _wanted(repo_id: str, names: list[str], prefix: str, variant: str | None, em
     if is_ours(below):
         return [f"{prefix}{name}" for name in below if name == MARKER or name.startswith("weights/")]
     try:
-        layout: Layout = find_layout(below, variant=variant, ema=ema)
+        files: Files = find_files(below, variant=variant, ema=ema)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{repo_id} on the hub: {error}{_elsewhere(below, prefix)}") from error
-    wanted = [f"{prefix}{name}" for name in layout.files]
-    if layout.scheduler is None and prefix:  # beside a bare unet/
+    wanted = [f"{prefix}{name}" for name in files.all]
+    if files.scheduler is None and prefix:  # beside a bare unet/
         parent = prefix.rstrip("/").rpartition("/")[0]
         wanted.append(f"{parent}/scheduler/scheduler_config.json".lstrip("/"))
     return wanted

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.checkpoint.diffusers import find_layout
+from ddpm_jax.checkpoint.families.diffusers import find_files
 from ddpm_jax.checkpoint.folder import is_ours
 
 _MAX_LOOKED_AT = 200
@@ -27,7 +27,7 @@ def opens(names: Collection[str]) -> bool:
         (False, True)
     """
     try:
-        return is_ours(names) or bool(find_layout(names))
+        return is_ours(names) or bool(find_files(names))
     except FileNotFoundError:
         return False
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ddpm_jax.checkpoint import hub, nearby
-from ddpm_jax.checkpoint.diffusers import find_layout, read_folder, write_folder
+from ddpm_jax.checkpoint.families.diffusers import find_files, read_folder, write_folder
 from ddpm_jax.checkpoint.folder import MARKER, is_ours, is_run, read_ours, read_run, write_ours
 from ddpm_jax.checkpoint.state_dict import raise_if_not_finite
 from ddpm_jax.files import check_new_folder, check_storage_dtype, new_folder, read_json
@@ -149,13 +149,13 @@ def read(folder: Path, *, variant: str | None = None, ema: bool | None = None, d
             )
         return read_ours(folder, dtype=dtype)
     try:
-        layout = find_layout(names, variant=variant, ema=ema)
+        files = find_files(names, variant=variant, ema=ema)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{folder}: {error}{nearby.hint(folder)}") from error
     # a bare unet/ has its scheduler beside it, a trainer's checkpoint-500/ too
     beside = folder.absolute().parent / "scheduler" / "scheduler_config.json"
-    scheduler = beside if layout.scheduler is None and beside.is_file() else None
-    return read_folder(folder, layout, dtype=dtype, scheduler=scheduler)
+    scheduler = beside if files.scheduler is None and beside.is_file() else None
+    return read_folder(folder, files, dtype=dtype, scheduler=scheduler)
 
 
 def save(

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from PIL import Image
 from tyro.conf import Positional, UseAppendAction, arg
 
-from ddpm_jax import plotting
+from ddpm_jax import pixels, plotting
 from ddpm_jax.cli.arguments import Chosen, at_size, choose_sampler, class_of, other_meaning
 from ddpm_jax.cli.compile_cache import keep_compiled
 from ddpm_jax.files import check_local, read_json
-from ddpm_jax.image_set import RECORD, ImageSet, read_png, refuse_others, write_png
-from ddpm_jax.plotting import to_pil
+from ddpm_jax.images.image_set import RECORD, ImageSet, read_png, refuse_others, write_png
 from ddpm_jax.random_keys import check_seed, key_from_seed
 from ddpm_jax.types import Number
 
@@ -155,7 +153,7 @@ def sample(
         print(f"Drawing image {index}{batches.announcement(name)}")
         (_, image), *_ = batches.draw(0, _Silent())
         out.mkdir(parents=True, exist_ok=True)
-        write_png(to_pil(image)[0], target, settings | {"index": first})
+        write_png(pixels.to_pil(image)[0], target, settings | {"index": first})
         print(f"{target}: {batches.report(1)}")
 
 
@@ -206,10 +204,10 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
     elif gif:
         print("The first batch was there already: no sampling.gif. --force draws it anew.", file=sys.stderr)
     height, width, channels = images.shape
-    if channels in plotting.PICTURE_CHANNELS:
+    if channels in pixels.PICTURE_CHANNELS:
         shown = min(images.num_images, _MOST_IN_GRID, max(1, _MOST_PIXELS // (height * width)))
         grid = plotting.grid(images.read(shown), captions=None if name is None else [name] * shown)
-        picture = Image.fromarray(grid[..., 0] if channels == 1 else grid)
+        picture = pixels.picture(grid)
         write_png(picture, images.folder / "grid.png", images.settings)
     images.finish()
     print(f"{images.num_images} images in {images.folder}: {batches.report(count)}")
@@ -375,8 +373,8 @@ def _sizes(batch_size: int, num_images: int | None, index: int | None) -> tuple[
 def _check_pictures(channels: int, format: str, gif: bool) -> None:
     """Refuse to draw what could not be written."""
     if format == "png":
-        plotting.check_channels(channels)
-    elif gif and channels not in plotting.PICTURE_CHANNELS:
+        pixels.check_channels(channels)
+    elif gif and channels not in pixels.PICTURE_CHANNELS:
         raise ValueError(f"A GIF shows 1, 3 or 4 channels, not {channels}: leave `gif` out.")
 
 

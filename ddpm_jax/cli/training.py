@@ -22,7 +22,7 @@ def train_command(argv: Sequence[str]) -> Callable[..., Any]:
         ValueError: there is no such preset.
     """
     from ddpm_jax.training import PRESETS, TrainConfig
-    from ddpm_jax.training.config import OF_THE_NETWORK, OF_THE_SCHEDULE
+    from ddpm_jax.training.settings import OF_THE_NETWORK, OF_THE_SCHEDULE
     from ddpm_jax.validation import check, nearest
 
     flags = [word.partition("=")[0].replace("_", "-") for word in argv]

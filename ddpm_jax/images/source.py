@@ -18,6 +18,7 @@ from PIL import Image
 from ddpm_jax.images.arrays import checked_labels, open_arrays
 from ddpm_jax.images.picture import MODES, Ground, decode, ground_of, reason
 from ddpm_jax.images.walk import Found, by_value, shown, walk, walk_of_before
+from ddpm_jax.pixels import picture
 from ddpm_jax.validation import check, some
 
 PAUSES = (0.2, 1.0, 3.0)  # seconds until a file that was readable is tried again: network drives come back
@@ -75,7 +76,7 @@ class Source:
         """
         item = self.items[index]
         if isinstance(item, np.ndarray):
-            image = Image.fromarray(item[..., 0] if item.shape[-1] == 1 else item)
+            image = picture(item)
             return image if self.channels == self.found else image.convert(MODES[self.channels])
         for pause in (*PAUSES, None):
             try:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ddpm_jax.config.unet import UNetConfig
 from ddpm_jax.models.layers import (
     Attention,
     Downsample2D,
@@ -21,7 +22,6 @@ from ddpm_jax.models.layers import (
     fir_upsample,
     group_norm,
 )
-from ddpm_jax.unet_config import UNetConfig
 
 SQRT_2 = math.sqrt(2.0)
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from ddpm_jax.config.unet import UNetConfig
 from ddpm_jax.types import Number
-from ddpm_jax.unet_config import UNetConfig
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,

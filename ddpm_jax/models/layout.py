@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ddpm_jax.config.unet import UNetConfig
 from ddpm_jax.models.layers import shapes_only
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.types import PyTree
-from ddpm_jax.unet_config import UNetConfig
 
 
 class Convolution(NamedTuple):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ddpm_jax.config.unet import UNetConfig
 from ddpm_jax.models.blocks import make_down_block, make_mid_block, make_up_block
 from ddpm_jax.models.layers import Embedding, TimeProjection, TimestepEmbedding, conv, group_norm
-from ddpm_jax.unet_config import UNetConfig
 
 
 class UNet(nn.Module):

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from ddpm_jax.config.unet import UNetConfig
 from ddpm_jax.models.cost import transform_pays
 from ddpm_jax.models.layout import Convolution, layout
 from ddpm_jax.types import Array, PyTree
-from ddpm_jax.unet_config import UNetConfig
 
 B_T = np.array(
     [

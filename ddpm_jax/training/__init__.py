@@ -4,7 +4,10 @@ config = dataclasses.replace(PRESETS["small-32"], data=DataConfig(data="photos/"
 params = train(config, "runs/photos")
 """
 
-from ddpm_jax.training.config import (
+from ddpm_jax.training.logs import Diverged
+from ddpm_jax.training.loop import Stopped, train
+from ddpm_jax.training.presets import PRESETS
+from ddpm_jax.training.settings import (
     DataConfig,
     EmaConfig,
     ModelConfig,
@@ -12,9 +15,6 @@ from ddpm_jax.training.config import (
     RunConfig,
     TrainConfig,
 )
-from ddpm_jax.training.logs import Diverged
-from ddpm_jax.training.loop import Stopped, train
-from ddpm_jax.training.presets import PRESETS
 
 __all__ = [
     "PRESETS",

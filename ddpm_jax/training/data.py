@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.images.source import Source, UnreadableImage, open_source
-from ddpm_jax.training.config import DataConfig
+from ddpm_jax.training.settings import DataConfig
 from ddpm_jax.types import Array
 
 PREFETCHED = 8  # batches

@@ -12,6 +12,7 @@ import numpy as np
 
 from ddpm_jax import plotting, progress
 from ddpm_jax.files import whole_file
+from ddpm_jax.pixels import picture
 from ddpm_jax.training.step import QUARTERS, Metrics
 
 METRICS = "metrics.jsonl"
@@ -123,12 +124,10 @@ class Log:
         """Keep a grid of samples."""
         if not self.writes:
             return
-        from PIL import Image
-
         folder = self.folder / SAMPLES
         folder.mkdir(exist_ok=True)
         with whole_file(folder / f"step-{step:08d}.png") as partial:
-            Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(partial, "PNG")
+            picture(grid).save(partial, "PNG")
         if self.board:
             self.board.add_image("samples", grid, step, dataformats="HWC")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -26,15 +25,16 @@ from ddpm_jax.images.walk import shown
 from ddpm_jax.losses import check_objective, traced_per_image
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params, count, init
+from ddpm_jax.pixels import data_from_bytes
 from ddpm_jax.random_keys import key_from_seed
 from ddpm_jax.samplers.registry import FAST
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import Checkpoints
-from ddpm_jax.training.config import RunConfig, TrainConfig, check_new_run
 from ddpm_jax.training.data import Batch, Batches, centred, open_data
 from ddpm_jax.training.data_record import changes, facts, write_files
 from ddpm_jax.training.network import advice_on_channels, check_resolution, network, own_channels, own_resolution
 from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS, finished, look_at, tidy
+from ddpm_jax.training.settings import RunConfig, TrainConfig, check_new_run
 from ddpm_jax.training.step import Run, TrainState, abstract, compiled, create
 from ddpm_jax.types import PyTree
 from ddpm_jax.validation import check
@@ -357,7 +357,7 @@ class _Trainer:
 def _validation_losses(run: Run, weights: PyTree, key: jax.Array, images, indices, labels) -> jax.Array:
     """Return each image's loss: without dropout, at the timestep and with the noise that are always its own."""
     objective = dataclasses.replace(run.config.objective, label_dropout=0.0, timestep_sampling="uniform")
-    x_0 = images.astype(jnp.float32) / 127.5 - 1
+    x_0 = data_from_bytes(images, run.network.schedule.data_range)
     values, _ = traced_per_image((run.network, objective), weights, key, x_0, labels, None, None, indices)
     return values
 

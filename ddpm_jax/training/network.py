@@ -4,7 +4,7 @@ import dataclasses
 
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.files import read_json
-from ddpm_jax.training.config import ModelConfig, TrainConfig
+from ddpm_jax.training.settings import ModelConfig, TrainConfig
 from ddpm_jax.validation import check, is_int
 
 

@@ -7,7 +7,7 @@ the average is clipped.
 """
 
 from ddpm_jax.losses import Objective
-from ddpm_jax.training.config import DataConfig, EmaConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from ddpm_jax.training.settings import DataConfig, EmaConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 
 _PAPER_EMA = EmaConfig(ema_decay=0.9999, ema_power=0.0)
 _PAPER_256 = ModelConfig(channels=128, channel_multipliers=(1, 1, 2, 2, 4, 4), attention_resolutions=(16,))

@@ -11,7 +11,7 @@ from ddpm_jax.files import LOCK, read_json
 from ddpm_jax.params import Params
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import remove_leftovers
-from ddpm_jax.training.config import TrainConfig, differences
+from ddpm_jax.training.settings import TrainConfig, differences
 from ddpm_jax.validation import check
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,10 @@ from ddpm_jax.config import Config
 from ddpm_jax.losses import Objective, draw_timesteps, traced_per_image
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params, trainable_mask
+from ddpm_jax.pixels import data_from_bytes
 from ddpm_jax.random_keys import image_keys, key_from_seed
 from ddpm_jax.training import ema
-from ddpm_jax.training.config import OptimizerConfig, TrainConfig
+from ddpm_jax.training.settings import OptimizerConfig, TrainConfig
 from ddpm_jax.types import Array, PyTree
 
 QUARTERS = 4
@@ -170,7 +171,7 @@ def train_step(
 
     def mean_loss(weights, part):
         images, labels, t, weight_of_t, indices, number = part
-        x_0 = images.astype(jnp.float32) / 127.5 - 1
+        x_0 = data_from_bytes(images, schedule.data_range)
         dropout = jax.random.fold_in(dropout_key, number) if run.network.unet.dropout else None
         static = (run.network, config.objective)
         values, _ = traced_per_image(static, weights, loss_key, x_0, labels, dropout, t, indices)

@@ -40,7 +40,7 @@ _DIFFUSERS_VERSION = "0.42.1"
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Files:
     """Where a checkpoint keeps its files, as paths below its root.
 
     Attributes:
@@ -58,16 +58,16 @@ class Layout:
     pipeline: str | None = None
 
     @property
-    def files(self) -> tuple[str, ...]:
+    def all(self) -> tuple[str, ...]:
         """All files that must be there."""
         optional = [name for name in (self.scheduler, self.index, self.pipeline) if name]
         return (self.config, *optional, *self.weights)
 
 
-def find_layout(names: Collection[str], *, variant: str | None = None, ema: bool | None = None) -> Layout:
+def find_files(names: Collection[str], *, variant: str | None = None, ema: bool | None = None) -> Files:
     """Find a checkpoint's files among the names below its root.
 
-    Layouts: config and weights at the root (google/ddpm-*); a pipeline's `unet/` and `scheduler/`; a bare
+    Filess: config and weights at the root (google/ddpm-*); a pipeline's `unet/` and `scheduler/`; a bare
     `unet/` folder given as the root; training output with `unet_ema/`.
 
     Args:
@@ -79,7 +79,7 @@ def find_layout(names: Collection[str], *, variant: str | None = None, ema: bool
         FileNotFoundError: no config, no weights, no such variant, no EMA; says where it looked.
 
     Example:
-        >>> find_layout(["config.json", "scheduler_config.json", "diffusion_pytorch_model.bin"]).weights
+        >>> find_files(["config.json", "scheduler_config.json", "diffusion_pytorch_model.bin"]).weights
         ('diffusion_pytorch_model.bin',)
     """
     names = set(names)
@@ -105,10 +105,10 @@ def find_layout(names: Collection[str], *, variant: str | None = None, ema: bool
             parts = rf"(\.{word}{shape}|{shape}\.{word})" if variant else shape
             pattern = re.compile(rf"{re.escape(stem)}{parts}\.{extension}")
             shards = tuple(sorted(filter(pattern.fullmatch, names)))
-            return Layout(f"{root}config.json", scheduler, shards, index, pipeline)
+            return Files(f"{root}config.json", scheduler, shards, index, pipeline)
         single = f"{stem}.{variant}.{extension}" if variant else f"{stem}.{extension}"
         if single in names:
-            return Layout(f"{root}config.json", scheduler, (single,), None, pipeline)
+            return Files(f"{root}config.json", scheduler, (single,), None, pipeline)
     wanted = f"{WEIGHTS}.{variant}" if variant else WEIGHTS
     others = sorted(
         name for name in names if re.fullmatch(rf"{re.escape(root)}[^/]+\.(safetensors|bin|pt|pth|ckpt)", name)
@@ -145,26 +145,26 @@ def _variants(names: set[str], stem: str) -> str:
     return f" There is variant={' and '.join(map(repr, sorted(found)))}." if found else ""
 
 
-def read_folder(folder: Path, layout: Layout, *, dtype: str = "float32", scheduler: Path | None = None) -> Params:
+def read_folder(folder: Path, files: Files, *, dtype: str = "float32", scheduler: Path | None = None) -> Params:
     """Read a checkpoint of diffusers from its folder; `scheduler` names a scheduler config outside it.
 
     Raises:
         ValueError: a file that is no JSON, truncated or corrupt weights, a config of another family, tensors that do
             not fit it.
     """
-    if layout.pipeline:
-        _check_pipeline(folder, layout)
-    items = read_json(folder / layout.config)
+    if files.pipeline:
+        _check_pipeline(folder, files)
+    items = read_json(folder / files.config)
     family = items.get("_class_name", "UNet2DModel")
     if family not in ("UNet2DModel", "UNetModel", "UNetUnconditionalModel"):
         raise ValueError(
-            f"{folder / layout.config} describes a {family}; ddpm_jax opens pixel-space UNet2DModel checkpoints, "
+            f"{folder / files.config} describes a {family}; ddpm_jax opens pixel-space UNet2DModel checkpoints, "
             "unconditional or class-conditional. diffusers opens it."
         )
     unet = dataclasses.replace(UNetConfig.from_dict(items), dtype=dtype)
     schedule, sampler = ScheduleConfig(), SamplerConfig()
-    if layout.scheduler:
-        scheduler = folder / layout.scheduler
+    if files.scheduler:
+        scheduler = folder / files.scheduler
     if scheduler:
         schedule, sampler = scheduler_from_dict(read_json(scheduler))
     elif unet.time_embedding_type == "fourier":
@@ -178,12 +178,12 @@ def read_folder(folder: Path, layout: Layout, *, dtype: str = "float32", schedul
             stacklevel=2,
         )
     config = Config(unet, schedule, sampler, freeze(items.get("_class_names") or ()), items.get("_null_class"))
-    return from_state_dict(read_weights(folder, layout), config)
+    return from_state_dict(read_weights(folder, files), config)
 
 
-def _check_pipeline(folder: Path, layout: Layout) -> None:
+def _check_pipeline(folder: Path, files: Files) -> None:
     """Refuse a pipeline whose UNet does not make pixels, or not of noise alone; pass what only goes with its images."""
-    items = read_json(folder / layout.pipeline)
+    items = read_json(folder / files.pipeline)
     others = {
         name: str(value[-1])
         for name, value in items.items()
@@ -191,44 +191,44 @@ def _check_pipeline(folder: Path, layout: Layout) -> None:
     }
     others = {name: kind for name, kind in others.items() if not _HARMLESS.search(name)}
     latent = [name for name, kind in others.items() if _CHANGING.search(f"{name} {kind}")]
-    root = layout.config.removesuffix("config.json").rstrip("/")
-    way_out = f"with `subfolder` {root!r}" if root else f"without these entries of {layout.pipeline}"
+    root = files.config.removesuffix("config.json").rstrip("/")
+    way_out = f"with `subfolder` {root!r}" if root else f"without these entries of {files.pipeline}"
     if latent:
         raise ValueError(
-            f"{folder / layout.pipeline} describes a {items.get('_class_name', 'pipeline')} with {', '.join(latent)} "
+            f"{folder / files.pipeline} describes a {items.get('_class_name', 'pipeline')} with {', '.join(latent)} "
             "beside its UNet: a latent or conditional model. ddpm_jax opens pixel-space pipelines: a UNet2DModel and a "
             f"scheduler. The UNet alone, whatever its output means, opens {way_out}."
         )
     if others:
         unknown = ", ".join(f"{name} ({kind})" for name, kind in others.items())
         warnings.warn(
-            f"{folder / layout.pipeline} has {unknown} beside its UNet: passed over, the UNet's output is taken "
+            f"{folder / files.pipeline} has {unknown} beside its UNet: passed over, the UNet's output is taken "
             "for pixels.",
             stacklevel=3,
         )
 
 
-def read_weights(folder: Path, layout: Layout) -> dict[str, np.ndarray]:
-    """Read the tensors of all weights files of a layout.
+def read_weights(folder: Path, files: Files) -> dict[str, np.ndarray]:
+    """Read the tensors of all weights files of a files.
 
     Raises:
         ValueError: a truncated or corrupt file, a Git-LFS pointer, an index that names what is not there.
     """
-    if layout.index is None:
-        return _read_tensors(folder / layout.weights[0])
-    index = read_json(folder / layout.index)
+    if files.index is None:
+        return _read_tensors(folder / files.weights[0])
+    index = read_json(folder / files.index)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise ValueError(f"{folder / layout.index} has no `weight_map`: it is no index of shards.")
-    parent = (folder / layout.index).parent
+        raise ValueError(f"{folder / files.index} has no `weight_map`: it is no index of shards.")
+    parent = (folder / files.index).parent
     state_dict: dict[str, np.ndarray] = {}
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard or not (parent / shard).is_file():
-            raise FileNotFoundError(f"{layout.index} names the shard {shard}, which is not in {parent}.")
+            raise FileNotFoundError(f"{files.index} names the shard {shard}, which is not in {parent}.")
         tensors = _read_tensors(parent / shard)
         absent = [n for n, place in places.items() if place == shard and n not in tensors]
         if absent:
-            raise ValueError(f"{shard} lacks {absent}, which {layout.index} places there.")
+            raise ValueError(f"{shard} lacks {absent}, which {files.index} places there.")
         state_dict |= tensors
     return state_dict
 

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ddpm_jax.files import read_json, whole_file, write_json
-from ddpm_jax.plotting import to_pil, to_uint8
+from ddpm_jax.pixels import pixels_of, to_pil, to_uint8
 
 RECORD = "samples.json"
 ARCHIVE = "images.npz"
@@ -125,8 +125,8 @@ class ImageSet:
     def read(self, count: int) -> np.ndarray:
         """Return the first images of the set, [count, h, w, c] in [0, 1]."""
         if self.format == "png":
-            images = [np.asarray(Image.open(self.folder / f"{index:05d}.png")) for index in range(count)]
-            return np.stack([image if image.ndim == 3 else image[..., None] for image in images]) / np.float32(255)
+            paths = [self.folder / f"{index:05d}.png" for index in range(count)]
+            return np.stack([pixels_of(Image.open(path)) for path in paths]) / np.float32(255)
         images, found = [], 0
         for _, _, path in sorted(self._parts()):
             images.append(np.load(path, mmap_mode="r")[: count - found])

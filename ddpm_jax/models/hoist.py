@@ -1,4 +1,4 @@
-"""What sampling does to a network before its loop: whatever is the same in every step is done once.
+"""Work hoisted out of the sampling loop: casting weights, time projections.
 
 Each of these is behind one plain function, and the network itself stays as it is in `models`: they step in by
 `flax.linen.intercept_methods`. What Winograd's convolutions gain stands in `models.winograd` and the README.
@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ddpm_jax.config.unet import UNetConfig
 from ddpm_jax.models import winograd
 from ddpm_jax.models.layers import ACTIVATIONS, TimeProjection, TimestepEmbedding, shapes_only
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.types import PyTree
-from ddpm_jax.unet_config import UNetConfig
 
 TIME_LAYERS = ("time_proj", "time_embedding", "class_embedding")
 

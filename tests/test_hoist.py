@@ -9,10 +9,10 @@ import pytest
 from conftest import NCSNPP, PLAIN, random_state_dict
 
 import ddpm_jax
-from ddpm_jax import inference, samplers
+from ddpm_jax import samplers
 from ddpm_jax.checkpoint.state_dict import from_state_dict, named_leaves
 from ddpm_jax.config import Config, UNetConfig
-from ddpm_jax.models import cost, winograd
+from ddpm_jax.models import cost, hoist, winograd
 from ddpm_jax.params import run_network
 
 KEY = jax.random.key(0)
@@ -101,10 +101,10 @@ def test_prepared_networks_are_the_same_networks(name):
     x = np.random.default_rng(0).standard_normal((2, 16, 16, config.in_channels)).astype(np.float32)
     t, labels = jnp.array([3.0, 700.0]), jnp.array([0, 2]) if name == "classes" else None
     weights = winograd.transform_weights(config, params.weights, 2, 10**6)
-    projections = inference.project_times(config, params.weights, t) if labels is None else None
+    projections = hoist.project_times(config, params.weights, t) if labels is None else None
     for i in range(2):
         row = None if projections is None else {path: array[i] for path, array in projections.items()}
-        got = jax.jit(inference.run, static_argnums=0)(config, weights, x, t[i], labels, row)
+        got = jax.jit(hoist.run, static_argnums=0)(config, weights, x, t[i], labels, row)
         expected = jax.jit(run_network, static_argnums=0)(config, params.weights, x, t[i], labels)
         scale = np.abs(expected).max()
         np.testing.assert_allclose(got, expected, atol=1e-5 * scale)  # Winograd's rounding, twenty layers deep
@@ -114,11 +114,11 @@ def test_projections_are_used():
     """With other projections the network puts out something else."""
     config = UNetConfig(**NETS["plain"])
     params = random_params(config)
-    projections = inference.project_times(config, params.weights, jnp.array([3.0]))
+    projections = hoist.project_times(config, params.weights, jnp.array([3.0]))
     paths = {"/".join(path[:-1]) for path in named_leaves(params.weights)}
     assert set(projections) == {path for path in paths if path.endswith("time_emb_proj")}
     x, t = jnp.ones((1, 16, 16, config.in_channels)), jnp.float32(3)
-    run = jax.jit(lambda rows: inference.run(config, params.weights, x, t, None, rows))
+    run = jax.jit(lambda rows: hoist.run(config, params.weights, x, t, None, rows))
     one, other = (run({path: sign * array[0] for path, array in projections.items()}) for sign in (1, -1))
     assert np.abs(one - other).max() > 1e-3
 
@@ -126,12 +126,12 @@ def test_projections_are_used():
 def test_low_precision_weights_are_cast_once():
     config = UNetConfig(**(NETS["plain"] | {"dtype": "bfloat16"}))
     params = random_params(config)
-    weights = inference.cast_weights(config, params.weights)
+    weights = hoist.cast_weights(config, params.weights)
     assert weights["conv_in"]["kernel"].dtype == jnp.bfloat16
     assert weights["conv_norm_out"]["scale"].dtype == jnp.float32
     assert weights["time_embedding"]["linear_1"]["kernel"].dtype == jnp.float32
     x = np.random.default_rng(0).standard_normal((2, 16, 16, config.in_channels)).astype(np.float32)
-    got = jax.jit(inference.run, static_argnums=0)(config, weights, x, 3.0)
+    got = jax.jit(hoist.run, static_argnums=0)(config, weights, x, 3.0)
     np.testing.assert_array_equal(got, jax.jit(run_network, static_argnums=0)(config, params.weights, x, 3.0))
 
 

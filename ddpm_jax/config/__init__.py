@@ -7,8 +7,8 @@ a published JSON file is the config. Every value is checked when it is made, bef
 import dataclasses
 from typing import Any
 
+from ddpm_jax.config.unet import UNetConfig
 from ddpm_jax.types import Number
-from ddpm_jax.unet_config import UNetConfig
 from ddpm_jax.validation import check, freeze, is_int, is_number, known_items, nearest, thaw
 
 __all__ = ["Config", "SamplerConfig", "ScheduleConfig", "UNetConfig", "scheduler_from_dict"]
@@ -109,6 +109,11 @@ class ScheduleConfig:
     prediction_type: str = "epsilon"
     sigma_min: Number | None = None
     sigma_max: Number | None = None
+
+    @property
+    def data_range(self) -> tuple[int, int]:
+        """The smallest and the largest value of a pixel, as the network sees it."""
+        return (0, 1) if self.kind == "ve" else (-1, 1)
 
     def __post_init__(self):
         steps, known = self.num_train_timesteps, DIFFUSERS_BETA_SCHEDULES + ORIGINAL_BETA_SCHEDULES
