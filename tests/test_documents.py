@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import importlib
 import io
 import os
 import re
+import types
 from collections.abc import Iterator
 from unittest import mock
 
@@ -111,19 +113,23 @@ class TestTables:
         assert set(self.first_column("training.md", "Presets")) == set(training.PRESETS)
 
     def test_modules_of_the_api(self):
-        shown = set(re.findall(r"^::: ([\w.]+)$", "".join(path.read_text() for path in DOCS), re.MULTILINE))
-        public = {name for name in ddpm_jax.__all__ if type(getattr(ddpm_jax, name)) is type(ddpm_jax)}
-        assert shown == {"ddpm_jax", *(f"ddpm_jax.{name}" for name in {*public, "training"})}
+        pages = "".join(path.read_text() for path in DOCS)
+        shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
+        modules = {name for name in ddpm_jax.__all__ if isinstance(getattr(ddpm_jax, name), types.ModuleType)}
+        assert shown == {"ddpm_jax", *(f"ddpm_jax.{name}" for name in {*modules, "training"})}
+        chosen = re.findall(r"^::: ([\w.]+)\n    options:\n      members: \[(.*)\]$", pages, re.MULTILINE)
+        assert chosen
+        for module, names in chosen:
+            for name in names.split(", "):
+                assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
-
-# The command line in the documents: whole lines of shell blocks, and commands within sentences.
 
 SCRIPTS = {"convert/from_torch.py": "convert", "convert/to_torch.py": "export"}
 COMMAND = re.compile(r"(?:^|[\s(])(?:ddpm-jax|python (convert/\w+\.py)) ?(.*)$")
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
-    """Yield every (command, arguments) of `ddpm-jax` that a document shows."""
+    """Yield every (command, arguments) of `ddpm-jax` in a document's shell blocks and sentences."""
     shell = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     inline = (re.sub(r"\s+", " ", code) for code in re.findall(r"`([^`]+)`", prose))
