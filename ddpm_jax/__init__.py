@@ -4,6 +4,9 @@ params = ddpm_jax.load("google/ddpm-cat-256")
 images = ddpm_jax.sample(params, jax.random.key(0), 4)
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ddpm_jax import checkpoint, losses, plotting, samplers, schedule, sharding
 from ddpm_jax.checkpoint import load, save
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
@@ -12,6 +15,12 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.params import Params, Prediction, apply, init, predict, trainable_mask
 from ddpm_jax.pixels import to_pil, to_uint8
 from ddpm_jax.sampling import Trajectory, invert, sample, sample_chunks, sample_path
+
+if TYPE_CHECKING:
+    from ddpm_jax import training as training
+
+__version__ = "0.2.0"  # the only place: pyproject.toml reads it here
+_ON_FIRST_USE = ("training",)  # sub-packages that import more than sampling needs (optax, grain, orbax)
 
 __all__ = [
     "Config",
@@ -43,3 +52,15 @@ __all__ = [
     "to_uint8",
     "trainable_mask",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a heavy sub-package when it is first used (PEP 562)."""
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the sub-packages too that are imported on first use."""
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -17,6 +17,7 @@ from ddpm_jax.files import check_new_folder, new_folder, write_json
 from ddpm_jax.params import Params
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.sampling import as_function
+from ddpm_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MARK = "sampler.json"
@@ -75,7 +76,7 @@ def write_artefact(
     order = list(names)
     draw = as_function(params.config, sampler)
 
-    def program(weights: dict[str, jax.Array], key_data: jax.Array, indices: jax.Array, labels=None) -> jax.Array:
+    def program(weights: dict[str, jax.Array], key_data: jax.Array, indices: jax.Array, labels=None) -> Array:
         tree = jax.tree.unflatten(structure, [weights[name] for name in order])
         return draw(tree, key_data, indices, labels)
 
@@ -90,7 +91,8 @@ def write_artefact(
 
     with new_folder(folder, overwrite=overwrite, marks=(MARK,)) as partial:
         (partial / "sampler.bin").write_bytes(exported.serialize())
-        np.savez(partial / "weights.npz", **{name: np.asarray(leaf) for name, leaf in names.items()})
+        arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in names.items()}
+        np.savez(partial / "weights.npz", **arrays)
         (partial / "run.py").write_text(SCRIPT.format(labels=", np.zeros(4, np.int32)" if classes else ""))
         record = {"platforms": list(platforms), "sampler": repr(sampler), "classes": classes}
         versions = {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax")}

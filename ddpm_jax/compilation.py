@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.core
 
 from ddpm_jax.kept_programs import KeptPrograms
 

@@ -2,10 +2,11 @@
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.struct
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +17,7 @@ from ddpm_jax.models.layers import shapes_only
 from ddpm_jax.models.layout import layout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.schedule import alphas_cumprod, broadcast, prediction_coefficients
-from ddpm_jax.types import Images, Labels, Outputs, PyTree, RandomKey, Timesteps
+from ddpm_jax.types import Array, Images, Labels, Outputs, PyTree, RandomKey, Timesteps
 
 
 @flax.struct.dataclass
@@ -45,8 +46,8 @@ class Params:
 class Prediction(flax.struct.PyTreeNode):
     """What the network says about a noisy image: the clean image and the noise, NHWC, never clipped."""
 
-    x_0_hat: jax.Array
-    eps_hat: jax.Array
+    x_0_hat: Array
+    eps_hat: Array
 
 
 def init(key: RandomKey, config: Config, *, scheme: Literal["paper", "torch"] = "paper") -> Params:
@@ -186,7 +187,7 @@ def _check_table_index(config: UNetConfig, t: Timesteps) -> None:
     """Refuse timesteps that a learned embedding, a table, has no row for."""
     if config.time_embedding_type != "learned" or isinstance(t, jax.core.Tracer):
         return
-    values, rows = np.asarray(t), config.num_train_timesteps
+    values, rows = np.asarray(t), config.num_train_timesteps or 0
     if np.any(values != np.floor(values)) or np.any(values < 0) or np.any(values >= rows):
         raise ValueError(f"This network's learned time embedding has the rows 0 .. {rows - 1}, not {values.tolist()}.")
 
@@ -196,7 +197,8 @@ def run_network(config: UNetConfig, weights: PyTree, x, t, labels=None, dropout_
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     deterministic = dropout_key is None
     with shapes_only():
-        return UNet(config).apply({"params": weights}, x, t, labels, deterministic, rngs=rngs)
+        out = UNet(config).apply({"params": weights}, x, t, labels, deterministic, rngs=rngs)
+    return cast(jax.Array, out)  # `apply` returns collections too, where some are mutable
 
 
 def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = None) -> Prediction:
@@ -290,22 +292,22 @@ def check_labels(config: UNetConfig, labels: Labels, batch_size: int) -> jax.Arr
     if labels is None:
         kind = config.class_embed_type or f"{config.num_class_embeds} classes"
         raise ValueError(f"This network is class-conditional ({kind}): it needs `class_labels`.")
-    labels = _as_array(labels)
+    array = _as_array(labels)
     if config.class_embed_type == "identity":
         width = config.time_embed_dim
-        if jnp.shape(labels) != (batch_size, width):
+        if jnp.shape(array) != (batch_size, width):
             raise ValueError(
-                f"`class_labels` has shape {jnp.shape(labels)}; this network takes embeddings [{batch_size}, {width}]."
+                f"`class_labels` has shape {jnp.shape(array)}; this network takes embeddings [{batch_size}, {width}]."
             )
-        return jnp.asarray(labels, jnp.float32)
-    if jnp.shape(labels) not in ((), (batch_size,)):
+        return jnp.asarray(array, jnp.float32)
+    if jnp.shape(array) not in ((), (batch_size,)):
         raise ValueError(
-            f"`class_labels` has shape {jnp.shape(labels)}; it must be one label, or one an image: ({batch_size},)."
+            f"`class_labels` has shape {jnp.shape(array)}; it must be one label, or one an image: ({batch_size},)."
         )
     tables = config.class_embed_type is None
-    if tables and not isinstance(labels, jax.core.Tracer):
-        values, count = np.asarray(labels), config.num_class_embeds
+    if tables and not isinstance(array, jax.core.Tracer):
+        values, count = np.asarray(array), config.num_class_embeds or 0
         integers = np.issubdtype(values.dtype, np.integer)
         if not integers or np.any(values < 0) or np.any(values >= count):
             raise ValueError(f"`class_labels` must be integers in 0 .. {count - 1}, not {values.tolist()}.")
-    return jnp.broadcast_to(jnp.asarray(labels), (batch_size,))
+    return jnp.broadcast_to(jnp.asarray(array), (batch_size,))

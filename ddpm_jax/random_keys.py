@@ -39,7 +39,8 @@ def key_from_seed(seed: int) -> jax.Array:
         True
     """
     check_seed(seed)
-    return jax.random.wrap_key_data(np.array([0, seed], np.uint32), impl=THREEFRY)  # what `key` does, but compiles
+    bits: Any = np.array([0, seed], np.uint32)  # wrap_key_data takes numpy arrays, whatever its annotation says
+    return jax.random.wrap_key_data(bits, impl=THREEFRY)  # what `key` does, but compiles
 
 
 def check_seed(seed: int) -> None:
@@ -68,7 +69,7 @@ def threefry_key(key: RandomKey) -> jax.Array:
         if str(jax.random.key_impl(key)) == THREEFRY:
             return key
         data = jax.random.key_data(key)
-    elif dtype == np.uint32 and len(shape) == 1 and shape[0] >= 2:
+    elif dtype == np.uint32 and shape is not None and len(shape) == 1 and shape[0] >= 2:
         if shape == (2,):
             return jax.random.wrap_key_data(key, impl=THREEFRY)
         data = jnp.asarray(key)

@@ -107,12 +107,11 @@ def _linspace_float32(start: float, end: float, steps: int) -> np.ndarray:
     """torch.linspace in float32, to the bit: counted from the nearer end, with a step rounded to float32."""
     if steps == 1:
         return np.asarray([start], np.float32)
-    start, end = np.float32(start), np.float32(end)
-    step = (end - start) / np.float32(steps - 1)
-    start, end, step = (np.float64(number) for number in (start, end, step))
+    first, last = np.float32(start), np.float32(end)
+    step = np.float64((last - first) / np.float32(steps - 1))
     index = np.arange(steps)
-    rising = start + step * index
-    falling = end - step * (steps - 1 - index)
+    rising = np.float64(first) + step * index
+    falling = np.float64(last) - step * (steps - 1 - index)
     return np.where(index < steps // 2, rising, falling).astype(np.float32)
 
 

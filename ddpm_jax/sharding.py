@@ -40,7 +40,7 @@ def mesh_of(weights: PyTree) -> Mesh:
     """
     for leaf in jax.tree.leaves(weights):
         if isinstance(leaf, jax.Array) and leaf.committed:
-            if isinstance(leaf.sharding, NamedSharding):
+            if isinstance(leaf.sharding, NamedSharding) and isinstance(leaf.sharding.mesh, Mesh):
                 return auto(leaf.sharding.mesh)
             return data_mesh(sorted(leaf.sharding.device_set, key=lambda device: device.id))
     return data_mesh()
@@ -75,8 +75,9 @@ def place(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
     sharding = NamedSharding(mesh, spec)
 
     def settle(leaf):
-        settled = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
-        settled = settled and auto(leaf.sharding.mesh) == mesh
+        placed = leaf.sharding if isinstance(leaf, jax.Array) else None
+        there = placed.mesh if isinstance(placed, NamedSharding) else None
+        settled = isinstance(there, Mesh) and auto(there) == mesh
         return leaf if settled and not split else put(leaf, sharding)
 
     return jax.tree.map(settle, tree)
@@ -86,7 +87,7 @@ def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """Put an array that every process holds whole on its devices, each process on its own."""
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
-    if jnp.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     whole = np.asarray(leaf)

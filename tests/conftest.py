@@ -91,7 +91,11 @@ def torch_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def formula_state_dict(config: UNetConfig) -> dict[str, np.ndarray]:
-    """Weights by a formula of their names: those of the golden forwards (research/diffusers.md, 6.4)."""
+    """Weights by a formula of their names: diffusers' UNet2DModel was given them too, to record `test_unet.GOLDEN`.
+
+    Tensor `name` in PyTorch's shape and row-major order, i counting its elements: the cosine of phase(name, i) below,
+    scaled by what the tensor is for; in float64, then cast to float32.
+    """
     state_dict = {}
     for name, shape in torch_shapes(config).items():
         count = int(np.prod(shape))

@@ -44,9 +44,9 @@ def test_an_artefact_runs_without_us(tmp_path, classes):
     np.testing.assert_allclose(np.load(tmp_path / "more.npy"), expected, atol=1e-4)
 
 
-def test_the_readme_shows_the_script():
+def test_the_documentation_shows_the_script():
     lines = ddpm_jax.artefact.SCRIPT.format(labels="").splitlines()[4:]
-    assert "\n".join(lines) in (ROOT / "README.md").read_text()
+    assert "\n".join(lines) in (ROOT / "docs/sampling.md").read_text()
 
 
 def test_refusals(tmp_path, capsys, monkeypatch):

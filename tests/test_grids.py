@@ -37,7 +37,7 @@ def test_ties_are_rounded_as_diffusers_does(count):
 
 
 def test_grids_of_diffusers():
-    """research/diffusers.md, 6.6: N = 10, T = 1000."""
+    """What `set_timesteps(10)` of diffusers 0.42.1's schedulers makes of T = 1000."""
     t = lambda sampler: sampler(num_steps=10).table(EPS).t
     assert t(samplers.DPMSolverPP).tolist() == [999, 899, 799, 699, 599, 500, 400, 300, 200, 100]
     assert t(samplers.Euler).tolist() == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]

@@ -17,7 +17,8 @@ from ddpm_jax.params import count as parameters
 
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype(np.float32)
 
-# research/diffusers.md 1.8 and appendix B: parameters and tensors of the published networks
+# The published networks: the config.json of google/ddpm-cifar10-32, -cat-256 and ncsnpp-*-256, and the parameters and
+# tensors that diffusers' UNet2DModel has with them; the last row is a UNet2DModel() of its defaults
 PLAIN_DOWN, ATTN_DOWN = "DownBlock2D", "AttnDownBlock2D"
 GOOGLE = {
     "attention_head_dim": None,

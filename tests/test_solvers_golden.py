@@ -1,6 +1,6 @@
 """Solvers against diffusers' numbers: its own tests', and more that were measured with diffusers 0.42.1.
 
-(research/diffusers.md, 6.2 and 6.3.) Where diffusers has a bug, its number is asserted to differ.
+The head of `known_models` says how they come about. Where diffusers has a bug, its number is asserted to differ.
 """
 
 import dataclasses

@@ -116,7 +116,7 @@ def test_golden_forward(row):
     np.testing.assert_allclose(y[1, 0, 5, 6:9], values, rtol=1e-4, atol=2e-5)
 
 
-def test_k_blocks_are_refused():  # the last golden row of section 6.4
+def test_k_blocks_are_refused():  # the only blocks of UNet2DModel that are not built
     changes = {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2}
     with pytest.raises(ValueError, match="K-blocks"):
         UNetConfig(**(PLAIN | changes))

@@ -1,6 +1,9 @@
 """PyTorch's CPU random numbers in numpy, so that diffusers' seeded numbers can be asserted without torch.
 
-(research/diffusers.md, appendix C; the Mersenne twister and Box-Muller as ATen uses them.)
+ATen's CPU generator is the Mersenne twister mt19937. A float32 uniform is the low 24 bits of a draw times 2^-24. From
+16 numbers on, `randn` fills the whole buffer with uniforms and turns blocks of 16 by Box and Muller's transform, the
+first eight being radii and the last eight angles; for a rest shorter than 16 the last 16 numbers are drawn anew.
+`test_parity.py` compares with torch itself.
 """
 
 import numpy as np

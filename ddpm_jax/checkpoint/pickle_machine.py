@@ -245,14 +245,14 @@ class Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, file: io.BufferedIOBase) -> Any:
+    def run(self, file: io.BufferedReader | io.BytesIO) -> Any:
         """Execute one pickle, from where the file stands up to its STOP."""
         try:
             return self._run(file)
         except Foreign as error:
             raise error.explained(file.read(_MAX_SEARCHED)) from None
 
-    def _run(self, file: io.BufferedIOBase) -> Any:
+    def _run(self, file: io.BufferedReader | io.BytesIO) -> Any:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if number >= _MAX_INSTRUCTIONS:
                 raise Refused(f"its pickle has more than {_MAX_INSTRUCTIONS} instructions")

@@ -82,7 +82,7 @@ def _identity(identity: Any) -> tuple[Name, str, int, Any]:
     return kind, key, count, view[0] if view else None
 
 
-def _read_zip(file: io.BufferedIOBase, size: int) -> Any:
+def _read_zip(file: io.BufferedReader | io.BytesIO, size: int) -> Any:
     archive = zipfile.ZipFile(file)
     if sum(entry.file_size for entry in archive.infolist()) > size:  # a name twice, and overlapping entries
         raise Refused("its archive's entries are larger than the file itself")
@@ -119,7 +119,7 @@ def _read_zip(file: io.BufferedIOBase, size: int) -> Any:
     return Machine(load_storage).run(io.BytesIO(archive.read(f"{root}/data.pkl")))
 
 
-def _read_legacy(file: io.BufferedIOBase, size: int) -> Any:
+def _read_legacy(file: io.BufferedReader | io.BytesIO, size: int) -> Any:
     storages: dict[str, Storage] = {}
 
     def load_storage(identity: Any) -> Storage:

@@ -130,7 +130,7 @@ def class_of(text: str | None, config: Any) -> tuple[int | None, str | None]:
         >>> class_of("2", SimpleNamespace(class_names=("1", "2", "10"))), class_of("0", SimpleNamespace(class_names=()))
         ((1, '2'), (0, None))
     """
-    from ddpm_jax.validation import check, nearest, some
+    from ddpm_jax.validation import nearest, some
 
     if text is None:
         return None, None
@@ -143,14 +143,15 @@ def class_of(text: str | None, config: Any) -> tuple[int | None, str | None]:
         raise ValueError(
             f"`class_label` {text!r} is no class of this checkpoint.{nearest(text, names)} There is {known}."
         )
-    check(number is not None, f"`class_label` must be a number, not {text!r}: this checkpoint names no classes.")
+    if number is None:
+        raise ValueError(f"`class_label` must be a number, not {text!r}: this checkpoint names no classes.")
     return number, names[number] if 0 <= number < len(names) else None
 
 
 def other_meaning(text: str | None, label: int | None, config: Any) -> str | None:
     """Say what the name of a class would be as a number, if it is one of another class."""
     number = int(text) if text is not None and re.fullmatch(r"\d+", text) else label
-    if number == label or number >= len(config.class_names):
+    if number is None or number == label or number >= len(config.class_names):
         return None
     other = config.class_names[number]
     return f"--class-label {text} is taken as the name of class {label}; number {number} is {other!r}."
@@ -191,7 +192,7 @@ def _flags(command: Callable[..., Any]) -> dict[str, str]:
     flags = {}
     for name, parameter in inspect.signature(command).parameters.items():
         if dataclasses.is_dataclass(parameter.annotation):
-            groups = [field.type for field in dataclasses.fields(parameter.annotation)]
+            groups: list[Any] = [field.type for field in dataclasses.fields(parameter.annotation)]
             names = [field.name for group in groups for field in dataclasses.fields(group)]
             flags |= {field: _flag(field) for field in names}
         elif _is_positional(parameter.annotation):

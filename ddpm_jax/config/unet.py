@@ -1,6 +1,7 @@
 """What a network is: the fields of diffusers' `UNet2DModel`, checked."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.types import Number
@@ -149,7 +150,10 @@ class UNetConfig:
         """
         least, size = self.smallest_size, size or self.image_size
         example = "`dataclasses.replace(unet, sample_size={})`"
-        check(size, f"The config has no `sample_size`: give it one to say which images, {example.format(8 * least)}.")
+        if not size:
+            raise ValueError(
+                f"The config has no `sample_size`: give it one to say which images, {example.format(8 * least)}."
+            )
         below = tuple(max(side // least, 1) * least for side in size)
         above = tuple(-(-side // least) * least for side in size)
         check(
@@ -361,7 +365,7 @@ class UNetConfig:
         return {name: value for name, value in items.items() if name not in _OURS}
 
 
-def _shown(size: tuple[int, int]) -> str:
+def _shown(size: Sequence[int]) -> str:
     """Show a size as `sample_size` takes it."""
     height, width = size
     return str(height) if height == width else str(size)

@@ -3,8 +3,6 @@
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
-from ddpm_jax.validation import check
-
 Ground = tuple[int, int, int]
 MODES = {1: "L", 3: "RGB"}
 # Formats that Pillow names and that are no pictures, or that need a program or a plug-in beside it.
@@ -52,11 +50,11 @@ def ground_of(background: str) -> Ground | None:
         colour = ImageColor.getrgb(background)
     except (ValueError, AttributeError):
         colour = ()
-    check(
-        len(colour) == 3,
-        f"`background` {background!r} is no opaque colour: use a name as `white`, `#rrggbb`, or `none` for the colours "
-        "that lie hidden under transparent pixels.",
-    )
+    if len(colour) != 3:
+        raise ValueError(
+            f"`background` {background!r} is no opaque colour: use a name as `white`, `#rrggbb`, or `none` for the "
+            "colours that lie hidden under transparent pixels."
+        )
     return colour
 
 
@@ -95,7 +93,8 @@ def reason(error: Exception) -> str:
 
 def _stored_as(image: Image.Image) -> str:
     """Return Pillow's name for the numbers in the file, e.g. "I;16B", or "" where it gives none."""
-    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
+    tile = getattr(image, "tile", None)
+    arguments = tile[0][3] if tile else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     if image.format == "PPM" and image.mode == "I":
         return "I;16"  # none of them has more bits, and Pillow has scaled them to these
@@ -105,7 +104,7 @@ def _stored_as(image: Image.Image) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it writes the metadata anew, and dies of any tag that it cannot write.
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # of many kinds, as the metadata is broken
         turn = None
     return image if turn is None else image.transpose(turn)
@@ -125,9 +124,9 @@ def _eight_bits(image: Image.Image, stored: str, ground: Ground | None) -> Image
     if image.mode.startswith("I"):
         white = 4095 if stored == "I;12" else 65535
         image = Image.fromarray((np.asarray(image, np.float64) * (255 / white)).round().astype(np.uint8))
-    grey = image.mode in ("1", "L", "LA") and (alpha is None or len({*ground}) == 1)
+    grey = image.mode in ("1", "L", "LA") and (alpha is None or ground is None or len({*ground}) == 1)
     image = image.convert("L") if grey else image.convert("RGB")
-    if alpha is None:
+    if alpha is None or ground is None:
         return image
     return Image.composite(image, Image.new(image.mode, image.size, ground[0] if grey else ground), alpha)
 

@@ -85,6 +85,7 @@ class Source:
                 if pause is None:
                     raise UnreadableImage(f"{shown(item)} can no longer be read: {reason(error)}.") from error
                 time.sleep(pause)
+        raise AssertionError("The last attempt returns or raises.")
 
     def fitting(self, channels: int | None) -> "Source":
         """Return the same images for a network of so many channels: grey pictures become colour, nothing else does."""
@@ -105,7 +106,7 @@ class Source:
             colours += f" (brought to {kinds[self.channels]})"
         sizes = " to ".join(f"{width} x {height}" for width, height in dict.fromkeys(self.sizes))
         text = f"{self.name}: {len(self):d} images, {colours}, {sizes} pixels"
-        if self.classes:
+        if self.classes and self.labels is not None:
             counts = Counter(self.labels.tolist())
             named = [f"{number}: {name} ({counts[number]})" for number, name in enumerate(self.classes)]
             more = [f"... {len(named) - _CLASSES} more"] if len(named) > _CLASSES else []
@@ -234,7 +235,7 @@ def _looked_at(found: Found, ground: Ground | None, workers: int) -> tuple[dict[
     with ThreadPoolExecutor(workers) as pool:
         seen = dict(zip(paths, pool.map(look, paths), strict=True))
     broken = found.unreadable | {path: why for path, why in seen.items() if isinstance(why, str)}
-    return {path: look for path, look in seen.items() if path not in broken}, broken
+    return {path: look for path, look in seen.items() if isinstance(look, _Look)}, broken
 
 
 class _Look(NamedTuple):
@@ -255,7 +256,7 @@ def _array(data: str, path: Path, name: str, class_conditional: bool, before: Ma
     if data == "digits":
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()  # a Bunch, as return_X_y is False
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
         labels, classes = checked_labels(digits.target, None, len(images), name) if class_conditional else (None, ())
     elif not path.is_file():

@@ -44,7 +44,7 @@ class DownBlock2D(nn.Module):
 
     @nn.compact
     def __call__(self, h, skip, emb, deterministic):
-        config, groups = self.config, self.config.norm_num_groups
+        config, groups = self.config, self.config.groups(self.features)
         resnet = functools.partial(ResnetBlock2D, config, self.features, groups=groups, groups_out=groups)
         residuals = []
         for j in range(config.layers_per_block):
@@ -76,7 +76,7 @@ class UpBlock2D(nn.Module):
 
     @nn.compact
     def __call__(self, h, skip, residuals, emb, deterministic):
-        config, groups = self.config, self.config.norm_num_groups
+        config, groups = self.config, self.config.groups(self.features)
         resnet = functools.partial(ResnetBlock2D, config, self.features, groups=groups, groups_out=groups)
         for j, residual in enumerate(reversed(residuals)):
             joined = jnp.concatenate([h, residual], axis=-1)

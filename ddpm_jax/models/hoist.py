@@ -4,6 +4,8 @@ Each of these is behind one plain function, and the network itself stays as it i
 `flax.linen.intercept_methods`. What Winograd's convolutions gain stands in `models.winograd` and the README.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -73,4 +75,5 @@ def run(
         return next_function(*args, **kwargs)
 
     with nn.intercept_methods(use_projections), nn.intercept_methods(winograd.intercept), shapes_only():
-        return UNet(config).apply({"params": weights}, x, jnp.asarray(t), labels)
+        out = UNet(config).apply({"params": weights}, x, jnp.asarray(t), labels)
+    return cast(jax.Array, out)  # `apply` returns collections too, where some are mutable

@@ -17,7 +17,7 @@ class Convolution(NamedTuple):
     """One convolution of a network, and the size of the image that it is given."""
 
     path: tuple[str, ...]
-    kernel_size: tuple[int, int]
+    kernel_size: Any
     strides: Any
     padding: Any
     in_shape: tuple[int, int, int]

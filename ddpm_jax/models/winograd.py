@@ -16,6 +16,7 @@ twice, and had five times the rounding error.
 import functools
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,8 @@ def _outputs(products: list[jax.Array]) -> list[jax.Array]:
     return list(jax.lax.optimization_barrier(rows))
 
 
-def _combined(matrix: np.ndarray, images: list[Array]) -> list[Array]:
+def _combined(matrix: np.ndarray, images: Sequence[Any]) -> list[Any]:
+    """Return the rows' weighted sums of images, which are jax or numpy arrays."""
     return [sum(float(c) * image for c, image in zip(row, images, strict=True) if c) for row in matrix]
 
 

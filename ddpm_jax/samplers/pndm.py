@@ -89,4 +89,4 @@ class PNDM(GridSampler):
 
 def _mean(slopes: Sequence[np.ndarray], step: int) -> np.ndarray:
     coefficients = ADAMS_BASHFORTH[min(step, 3)]
-    return sum(c * slope for c, slope in zip(coefficients, slopes, strict=False))
+    return np.sum([c * slope for c, slope in zip(coefficients, slopes, strict=False)], axis=0)

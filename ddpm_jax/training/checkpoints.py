@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -111,7 +111,7 @@ class Checkpoints:
                 error = found
             if sharding.everywhere(state is not None):
                 self.put_aside(damaged)
-                return state
+                return cast(TrainState, state)
             damaged.append(step)
             why = first_line(error) if error else "another process cannot read it."
             log.warning("The checkpoint of step %s in %s is damaged: %s", step, self.folder, why)

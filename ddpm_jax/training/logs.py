@@ -91,8 +91,8 @@ class Log:
         now = time.perf_counter()
         seconds = max(now - began, 1e-9)
         self.since = (step, now)
-        sums = sum(metrics.quarter_sums for metrics in self.gathered)
-        counts = sum(metrics.quarter_counts for metrics in self.gathered)
+        sums = np.sum([metrics.quarter_sums for metrics in self.gathered], axis=0)
+        counts = np.sum([metrics.quarter_counts for metrics in self.gathered], axis=0)
         line = {
             "step": step,
             "loss": float(np.mean([metrics.loss for metrics in self.gathered])),
