@@ -5,7 +5,14 @@ import json
 import pytest
 from conftest import NCSNPP, PLAIN
 
-from ddpm_jax.config import Config, ScheduleConfig, UNetConfig, scheduler_from_dict, scheduler_to_dict
+from ddpm_jax.config import (
+    Config,
+    SamplerConfig,
+    ScheduleConfig,
+    UNetConfig,
+    scheduler_from_dict,
+    scheduler_to_dict,
+)
 
 
 def test_round_trip_through_json():
@@ -183,7 +190,35 @@ def test_scheduler_config_splits_into_schedule_and_sampler():
     assert scheduler_from_dict(scheduler_to_dict(schedule, sampler)) == (schedule, sampler)
 
 
-def test_defaults_are_those_of_the_class():
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        # diffusers 0.42.1, the signatures of the constructors
+        ("UnCLIPScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
+        ("KDPM2DiscreteScheduler", {"beta_start": 0.00085, "beta_end": 0.012}),
+        ("KDPM2AncestralDiscreteScheduler", {"beta_start": 0.00085, "beta_end": 0.012}),
+        ("LCMScheduler", {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}),
+        ("TCDScheduler", {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}),
+        ("ScoreSdeVeScheduler", {"kind": "ve", "num_train_timesteps": 2000, "sigma_min": 0.01, "sigma_max": 1348.0}),
+        ("KarrasVeScheduler", {"kind": "ve", "sigma_min": 0.01, "sigma_max": 50.0}),  # half of 0.02 and 100
+        ("DDIMScheduler", {}),
+        ("LMSDiscreteScheduler", {}),
+    ],
+)
+def test_defaults_of_a_class(name, expected):
+    assert scheduler_from_dict({"_class_name": name})[0] == ScheduleConfig(**expected)
+
+
+@pytest.mark.parametrize("name, knows", [("DDPMScheduler", True), ("TCDScheduler", True), ("PNDMScheduler", False)])
+def test_zero_terminal_snr_is_written_where_the_class_knows_it(name, knows):
+    for flag in (False, True):
+        schedule = ScheduleConfig(rescale_betas_zero_snr=flag)
+        items = scheduler_to_dict(schedule, SamplerConfig(name))
+        assert items.get("rescale_betas_zero_snr") == (flag if knows or flag else None)
+        assert scheduler_from_dict(items)[0] == schedule
+
+
+def test_given_values_win_over_the_defaults_of_the_class():
     late, _ = scheduler_from_dict({"_class_name": "HeunDiscreteScheduler"})
     assert (late.beta_start, late.beta_end) == (0.00085, 0.012)
     given, _ = scheduler_from_dict({"_class_name": "HeunDiscreteScheduler", "beta_end": 0.02})

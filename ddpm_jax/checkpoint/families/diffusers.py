@@ -24,6 +24,7 @@ from ddpm_jax.config import (
     scheduler_from_dict,
     scheduler_to_dict,
 )
+from ddpm_jax.config.schedulers import record_of
 from ddpm_jax.files import read_json, stored, write_json
 from ddpm_jax.params import Params
 from ddpm_jax.schedule import betas
@@ -273,8 +274,7 @@ def write_folder(params: Params, folder: Path, storage_dtype: str) -> None:
         schedule = dataclasses.replace(schedule, beta_schedule="linear", trained_betas=table)
     version = {"_diffusers_version": _DIFFUSERS_VERSION}
     scheduler = scheduler_to_dict(schedule, config.sampler)
-    pipelines = {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"}
-    pipeline = pipelines.get(config.sampler.class_name, "DDPMPipeline")
+    pipeline = record_of(config.sampler.class_name).pipeline
     index = {
         "scheduler": ["diffusers", config.sampler.class_name],
         "unet": ["diffusers", "UNet2DModel"],
