@@ -19,6 +19,11 @@ from ddpm_jax.validation import check
 
 log = logging.getLogger(__name__)
 
+# The files by which a folder is known for what it is.
+CHECKPOINT_FILE = "ddpm_jax.json"
+PIPELINE_FILE = "model_index.json"  # of diffusers
+RUN_FILE = "train.json"
+SET_FILE = "samples.json"
 LOCK = ".lock"
 STORAGE_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 

@@ -13,7 +13,7 @@ from conftest import NCSNPP, SHARED, make_params, random_state_dict
 
 import ddpm_jax
 from ddpm_jax.checkpoint import from_state_dict, load, save, to_state_dict
-from ddpm_jax.checkpoint.families.diffusers import find_files
+from ddpm_jax.checkpoint.families.diffusers_files import find_files
 from ddpm_jax.checkpoint.source import BUNDLED, DEMO, bundled, locate
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.schedule import betas

@@ -16,7 +16,7 @@ from known_models import run_table
 
 import ddpm_jax
 from ddpm_jax import samplers
-from ddpm_jax.checkpoint.state_dict import to_state_dict
+from ddpm_jax.checkpoint import to_state_dict
 from ddpm_jax.config.schedulers import SCHEDULERS
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from conftest import NCSNPP, PLAIN, formula_state_dict, make_params, random_state_dict, small_params
 
 import ddpm_jax
-from ddpm_jax.checkpoint.state_dict import from_state_dict
+from ddpm_jax.checkpoint import from_state_dict
 from ddpm_jax.config import Config, UNetConfig
 from ddpm_jax.models import layers
 

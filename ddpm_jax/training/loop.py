@@ -19,7 +19,7 @@ from ddpm_jax import checkpoint, compilation, plotting, sampling, sharding
 from ddpm_jax.checkpoint.folder import CHECKPOINTS, first_line, read_config, steps_in, write_config
 from ddpm_jax.config import Config
 from ddpm_jax.extras import need
-from ddpm_jax.files import check_local, write_json
+from ddpm_jax.files import RUN_FILE, check_local, write_json
 from ddpm_jax.images.source import Source, UnreadableImage
 from ddpm_jax.images.walk import shown
 from ddpm_jax.losses import check_objective, traced_per_image
@@ -33,7 +33,7 @@ from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.data import Batch, Batches, centred, open_data
 from ddpm_jax.training.data_record import changes, facts, write_files
 from ddpm_jax.training.network import advice_on_channels, check_resolution, network, own_channels, own_resolution
-from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS, finished, look_at, tidy
+from ddpm_jax.training.run_folder import SNAPSHOTS, finished, look_at, tidy
 from ddpm_jax.training.settings import RunConfig, TrainConfig, check_new_run
 from ddpm_jax.training.step import Run, TrainState, abstract, compiled, create
 from ddpm_jax.types import PyTree
@@ -144,8 +144,8 @@ def _train(config: TrainConfig, folder: Path, resume: bool) -> Params:
         if before is None:  # of a run that was stopped before its first checkpoint
             shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
         write_files(source, folder)
-        write_json(folder / RECORD, record)
-        write_config(described, folder, {"trained_by": RECORD})
+        write_json(folder / RUN_FILE, record)
+        write_config(described, folder, {"trained_by": RUN_FILE})
 
     if jax.process_index() == 0:
         for line in (changed, source.describe(), held_out and f"Held out: {held_out.describe()}"):
