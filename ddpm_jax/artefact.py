@@ -3,7 +3,6 @@
 The artefact is plain lowering (no Winograd, no compiler options), its batch is symbolic, and the weights are arguments.
 """
 
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.extras import need
-from ddpm_jax.files import check_new_folder, new_folder, write_json
+from ddpm_jax.files import check_new_folder, new_folder, versions, write_json
 from ddpm_jax.params import Params
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.sampling import as_function
@@ -93,8 +92,7 @@ def write_artefact(
         np.savez(partial / "weights.npz", **{name: np.asarray(leaf) for name, leaf in names.items()})
         (partial / "run.py").write_text(SCRIPT.format(labels=", np.zeros(4, np.int32)" if classes else ""))
         record = {"platforms": list(platforms), "sampler": repr(sampler), "classes": classes}
-        versions = {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax")}
-        write_json(partial / ARTEFACT_FILE, record | {"versions": versions})
+        write_json(partial / ARTEFACT_FILE, record | {"versions": versions("ddpm-jax", "jax")})
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -310,3 +310,42 @@ def test_names_that_do_not_fit_the_classes(changes, message, untyped):
         Config(unet, **changes)
     with pytest.raises(ValueError, match="the network has 0 classes|network's 0 classes"):
         Config(UNetConfig(**PLAIN), **{"class_names": ("a",)} if "class_names" in changes else {"null_class": 0})
+
+
+@pytest.mark.parametrize(
+    "changes, classes",
+    [
+        ({}, 0),
+        ({"num_class_embeds": 3}, 3),
+        ({"class_embed_type": "identity"}, 0),
+        ({"class_embed_type": "timestep", "num_class_embeds": 3}, 0),  # diffusers builds no table then
+    ],
+)
+def test_rows_of_the_table_of_classes(changes, classes):
+    config = UNetConfig(**PLAIN, **changes)
+    assert config.num_classes == classes and config.has_classes == bool(changes)
+
+
+def test_the_class_that_label_dropout_takes():
+    unet = UNetConfig(**PLAIN, num_class_embeds=3)
+    assert Config(unet).dropped_class == 2
+    assert [Config(unet, null_class=null).dropped_class for null in (0, 1, 2)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("channels, learned", [((1, 1), False), ((1, 2), True), ((3, 3), False), ((3, 6), True)])
+def test_networks_that_learn_a_variance(channels, learned):
+    config = UNetConfig(**PLAIN, in_channels=channels[0], out_channels=channels[1])
+    config.check_prediction()
+    assert config.learns_variance == learned
+
+
+@pytest.mark.parametrize("channels", [(1, 3), (3, 1), (3, 9), (2, 3)])
+def test_outputs_that_are_no_prediction(channels):
+    config = UNetConfig(**PLAIN, in_channels=channels[0], out_channels=channels[1])
+    with pytest.raises(ValueError, match=f"{channels[1]} output channels are no prediction for the {channels[0]} of"):
+        config.check_prediction()
+
+
+def test_the_scale_of_the_data():
+    assert ScheduleConfig().data_range == (-1, 1)
+    assert ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0).data_range == (0, 1)

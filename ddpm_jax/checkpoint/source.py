@@ -1,6 +1,5 @@
 """`load` and `save`: what a user names (a hub id, a folder, nothing) to Params, and Params to a folder."""
 
-import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +17,7 @@ from ddpm_jax.files import (
     check_storage_dtype,
     new_folder,
     read_json,
+    versions,
 )
 from ddpm_jax.params import Params, check_params
 from ddpm_jax.validation import check
@@ -209,7 +209,7 @@ def save(
             `DDPMPipeline.from_pretrained`.
         storage_dtype: "float32", "float16" or "bfloat16", for half the size.
         overwrite: replace an existing checkpoint (and nothing that is none).
-        source: where the weights came from, to be remembered in our format.
+        source: where the weights came from, for `format` "ddpm_jax", which records it.
         card: text of a README.md that is written beside them.
 
     Returns:
@@ -217,7 +217,8 @@ def save(
 
     Raises:
         TypeError: params is no `Params`.
-        ValueError: another format or dtype; weights that hold NaN, or values beyond float16's range.
+        ValueError: another format or dtype, a `source` for diffusers' format, weights that hold NaN or values beyond
+            float16's range.
         FileExistsError, NotADirectoryError, PermissionError: the folder exists or cannot be written.
 
     Example:
@@ -229,13 +230,18 @@ def save(
     check_params(params)
     check(format in _FORMATS, f"`format` must be one of {list(_FORMATS)}, not {format!r}.")
     check_storage_dtype(storage_dtype)
+    check(
+        source is None or format == "ddpm_jax",
+        f'`source` is for `format` "ddpm_jax": a folder of diffusers has no place for {source!r}. Leave it out.',
+    )
     raise_if_not_finite(params.weights)
     folder = Path(folder).expanduser()
     with new_folder(folder, overwrite=overwrite, marks=_REPLACEABLE) as partial:
         if format == "diffusers":
             write_folder(params, partial, storage_dtype)
         else:
-            source = {"written_by": f"ddpm-jax {importlib.metadata.version('ddpm-jax')}"} | (source or {})
+            (writer,) = versions("ddpm-jax").items()
+            source = {"written_by": " ".join(writer)} | (source or {})
             write_ours(params, partial, storage_dtype, source)
         if card is not None:
             (partial / "README.md").write_text(card)

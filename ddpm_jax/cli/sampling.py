@@ -1,7 +1,6 @@
 """`ddpm-jax sample`: images, one batch or a set of fifty thousand."""
 
 import hashlib
-import importlib.metadata
 import itertools
 import logging
 import os
@@ -18,7 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from ddpm_jax import pixels, plotting
 from ddpm_jax.cli.arguments import Chosen, at_size, choose_sampler, class_of, other_meaning
 from ddpm_jax.cli.compile_cache import keep_compiled
-from ddpm_jax.files import SET_FILE, check_local, read_json
+from ddpm_jax.files import SET_FILE, check_local, read_json, versions
 from ddpm_jax.images.image_set import ImageSet, read_png, refuse_others, write_png
 from ddpm_jax.random_keys import check_seed, key_from_seed
 from ddpm_jax.types import Number
@@ -135,7 +134,7 @@ def sample(
         "null_class": null_class,
         "image_size": None if unet.image_size == own_size else unet.image_size,
         "dtype": dtype,
-        "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax")},
+        "versions": versions("ddpm-jax", "jax"),
     }
     if index is not None:
         refuse_others(out, settings | {"format": format})

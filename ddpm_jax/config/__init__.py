@@ -40,7 +40,7 @@ class Config:
         unet, schedule, sampler: see there.
         class_names: names of the classes 0, 1, ... of a network with a table of classes; empty where nobody named them.
         null_class: the row of that table that stands for no class, for classifier-free guidance; None where there is
-            none, or where nobody knows it.
+            none, or where it is not known. Label dropout in training then takes the last row (`dropped_class`).
 
     Raises:
         ValueError: names or a null class for a network that has no table of classes, more names than classes, a name
@@ -59,8 +59,13 @@ class Config:
     class_names: tuple[str, ...] = ()
     null_class: int | None = None
 
+    @property
+    def dropped_class(self) -> int:
+        """The class that label dropout puts in an image's place: `null_class`, or the last row of the table."""
+        return self.unet.num_classes - 1 if self.null_class is None else self.null_class
+
     def __post_init__(self):
-        names, null, count = freeze(self.class_names), self.null_class, self.unet.num_class_embeds or 0
+        names, null, count = freeze(self.class_names), self.null_class, self.unet.num_classes
         object.__setattr__(self, "class_names", names)
         good = isinstance(names, tuple) and all(isinstance(name, str) for name in names)
         check(good, f"`class_names` must be a list of strings, not {names!r}.")

@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ddpm_jax.files import SET_FILE, read_json, whole_file, write_json
 from ddpm_jax.pixels import pixels_of, to_pil, to_uint8
+from ddpm_jax.validation import differences
 
 ARCHIVE = "images.npz"
 PARTS = "parts"
@@ -238,14 +239,11 @@ def refuse_others(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     if not path.exists():
         return None
     there, here = read_json(path), json.loads(json.dumps(settings))
-    differences = [
-        f"{name} {there.get(name)!r} there, {here.get(name)!r} here"
-        for name in sorted((set(there) | set(here)) - set(_MAY_DIFFER))
-        if there.get(name) != here.get(name)
-    ]
-    if differences:
+    fixed = lambda items: {name: value for name, value in items.items() if name not in _MAY_DIFFER}
+    changed = differences(fixed(there), fixed(here))
+    if changed:
         raise ValueError(
-            f"{folder} holds a set with other settings: {'; '.join(differences)}. Choose another --out, or --force to "
+            f"{folder} holds a set with other settings: {'; '.join(changed)}. Choose another --out, or --force to "
             "start anew."
         )
     return there
