@@ -3,7 +3,6 @@
 The artefact is plain lowering (no Winograd, no compiler options), its batch is symbolic, and the weights are arguments.
 """
 
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.extras import need
-from ddpm_jax.files import check_new_folder, new_folder, write_json
+from ddpm_jax.files import check_new_folder, new_folder, versions, write_json
 from ddpm_jax.params import Params
 from ddpm_jax.samplers import Sampler
 from ddpm_jax.sampling import as_function
 from ddpm_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-MARK = "sampler.json"
+ARTEFACT_FILE = "sampler.json"
 SCRIPT = '''"""Draw images with the artefact beside this file. Needs jax and flatbuffers, and nothing else."""
 
 import jax, jax.export, numpy as np, pathlib
@@ -36,7 +35,7 @@ np.save("images.npy", images)
 def check_artefact(folder: Path, *, overwrite: bool) -> None:
     """Refuse what `write_artefact` would refuse, before the work that leads to it."""
     need("flatbuffers", "compile", "Compiling ahead")  # jax.export serialises by it
-    check_new_folder(folder, overwrite=overwrite, marks=(MARK,))
+    check_new_folder(folder, overwrite=overwrite, marks=(ARTEFACT_FILE,))
 
 
 def write_artefact(
@@ -89,14 +88,13 @@ def write_artefact(
         arguments.append(one_an_image)
     exported = export.export(jax.jit(program), platforms=list(platforms))(*arguments)
 
-    with new_folder(folder, overwrite=overwrite, marks=(MARK,)) as partial:
+    with new_folder(folder, overwrite=overwrite, marks=(ARTEFACT_FILE,)) as partial:
         (partial / "sampler.bin").write_bytes(exported.serialize())
         arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in names.items()}
         np.savez(partial / "weights.npz", **arrays)
         (partial / "run.py").write_text(SCRIPT.format(labels=", np.zeros(4, np.int32)" if classes else ""))
         record = {"platforms": list(platforms), "sampler": repr(sampler), "classes": classes}
-        versions = {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax")}
-        write_json(partial / MARK, record | {"versions": versions})
+        write_json(partial / ARTEFACT_FILE, record | {"versions": versions("ddpm-jax", "jax")})
 
 
 def _name(path: tuple[Any, ...]) -> str:

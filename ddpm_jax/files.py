@@ -1,6 +1,7 @@
 """Reading and writing that cannot leave half a thing behind: JSON files, whole folders, stored dtypes."""
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -19,8 +20,23 @@ from ddpm_jax.validation import check
 
 log = logging.getLogger(__name__)
 
+# The files by which a folder is known for what it is.
+CHECKPOINT_FILE = "ddpm_jax.json"
+PIPELINE_FILE = "model_index.json"  # of diffusers
+RUN_FILE = "train.json"
+SET_FILE = "samples.json"
 LOCK = ".lock"
 STORAGE_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Return the versions of installed packages, for a record.
+
+    Example:
+        >>> list(versions("ddpm-jax", "jax"))
+        ['ddpm-jax', 'jax']
+    """
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def read_json(path: Path) -> dict[str, Any]:

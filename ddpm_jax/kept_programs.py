@@ -6,7 +6,6 @@ start. Here a program is found by what it is made from, not by what tracing made
 
 import functools
 import hashlib
-import importlib.metadata
 import logging
 import os
 import pickle
@@ -17,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from ddpm_jax.files import whole_file
+from ddpm_jax.files import versions, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def _world() -> str:
         source.update(path.read_bytes())
     return repr(
         (
-            [importlib.metadata.version(name) for name in _PACKAGES],
+            versions(*_PACKAGES),
             source.hexdigest(),
             sorted(settings.items()),
             [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],

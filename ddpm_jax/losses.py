@@ -159,8 +159,8 @@ def check_objective(config: Config, objective: Objective) -> None:
     """Refuse an objective that does not go with a network."""
     unet, schedule = config.unet, config.schedule
     check(schedule.kind == "vp", f"Losses are those of variance-preserving schedules, not of {schedule.kind!r}.")
-    learned = unet.out_channels == 2 * unet.in_channels
-    check(learned or unet.out_channels == unet.in_channels, f"{unet.out_channels} output channels are no prediction.")
+    unet.check_prediction()
+    learned = unet.learns_variance
     if learned != (objective.variance_type == "learned_range"):
         raise ValueError(
             f"`variance_type` {objective.variance_type!r} does not go with {unet.out_channels} output channels for "
@@ -174,9 +174,8 @@ def check_objective(config: Config, objective: Objective) -> None:
         learned or objective.loss_type != "hybrid",
         "`loss_type` 'hybrid' is for a learned variance: `variance_type` 'learned_range'.",
     )
-    labelled = unet.num_class_embeds is not None and unet.class_embed_type is None
     check(
-        objective.label_dropout == 0 or labelled,
+        objective.label_dropout == 0 or unet.num_classes > 0,
         "`label_dropout` needs a table of classes (`num_class_embeds`), whose last row stands for no class.",
     )
 
@@ -205,8 +204,7 @@ def traced_per_image(static: tuple[Config, Objective], weights, key, x_0, labels
     eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 1), x_0.shape[1:], x_0.dtype))(keys)
     if objective.label_dropout:
         draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 2)))(keys)
-        null = config.unet.num_class_embeds - 1 if config.null_class is None else config.null_class
-        labels = jnp.where(draw < objective.label_dropout, null, labels)
+        labels = jnp.where(draw < objective.label_dropout, config.dropped_class, labels)
     alpha_bar_t = jnp.asarray(alphas_cumprod(schedule), x_0.dtype)[t]
     x_t = q_sample(x_0, alpha_bar_t, eps)
     out = run_network(config.unet, weights, x_t, t, labels, dropout_key)

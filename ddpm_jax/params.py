@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import compilation
-from ddpm_jax.config import Config
-from ddpm_jax.config.unet import UNetConfig
+from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 from ddpm_jax.models.layers import shapes_only
 from ddpm_jax.models.layout import layout
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.schedule import alphas_cumprod, broadcast, prediction_coefficients
+from ddpm_jax.schedule import alphas_cumprod, broadcast, output_coefficients
 from ddpm_jax.types import Array, Images, Labels, Outputs, PyTree, RandomKey, Timesteps
 
 
@@ -225,28 +224,28 @@ def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = No
     check_params(params)
     schedule = params.config.schedule
     unet = params.config.unet
-    if unet.out_channels not in (unet.in_channels, 2 * unet.in_channels):
-        raise ValueError(
-            f"The network's {unet.out_channels} output channels are no prediction for the {unet.in_channels} of an "
-            "image."
-        )
+    unet.check_prediction()
     if schedule.kind == "other":
         raise ValueError(
             f"What {params.config.sampler.class_name}'s networks predict is not known here; `apply` works."
         )
     out = apply(params, x_t, t, class_labels)[..., : x_t.shape[-1]]
-    if schedule.kind == "ve":  # the output is the score, -eps / sigma   (Song et al. 2021)
-        sigma = broadcast(jnp.asarray(t, jnp.float32))
-        return Prediction(x_0_hat=x_t + sigma**2 * out, eps_hat=-sigma * out)
+    if schedule.kind == "ve":
+        level = jnp.asarray(t, jnp.float32)
+    else:
+        _check_index(schedule, t)
+        level = jnp.asarray(alphas_cumprod(schedule), x_t.dtype)[jnp.asarray(t)]
+    a, b, c, d = map(broadcast, output_coefficients(schedule, level))
+    return Prediction(x_0_hat=a * x_t + b * out, eps_hat=c * x_t + d * out)
+
+
+def _check_index(schedule: ScheduleConfig, t: Timesteps) -> None:
+    """Refuse timesteps that the schedule's tables have no entry for."""
     if not isinstance(t, jax.core.Tracer):
         steps = schedule.num_train_timesteps
         good = np.issubdtype(np.asarray(t).dtype, np.integer)
         if not good or np.any(np.asarray(t) < 0) or np.any(np.asarray(t) >= steps):
             raise ValueError(f"`t` must be integers in 0 .. {steps - 1}, not {t!r}.")
-    alpha_bar_t = jnp.asarray(alphas_cumprod(schedule), x_t.dtype)[jnp.asarray(t)]
-    coefficients = prediction_coefficients(schedule.prediction_type, alpha_bar_t)
-    a, b, c, d = (broadcast(coefficient) for coefficient in coefficients)
-    return Prediction(x_0_hat=a * x_t + b * out, eps_hat=c * x_t + d * out)
 
 
 def check_params(params: Any) -> None:
@@ -304,9 +303,9 @@ def check_labels(config: UNetConfig, labels: Labels, batch_size: int) -> jax.Arr
         raise ValueError(
             f"`class_labels` has shape {jnp.shape(array)}; it must be one label, or one an image: ({batch_size},)."
         )
-    tables = config.class_embed_type is None
-    if tables and not isinstance(array, jax.core.Tracer):
-        values, count = np.asarray(array), config.num_class_embeds or 0
+    count = config.num_classes
+    if count and not isinstance(array, jax.core.Tracer):
+        values = np.asarray(array)
         integers = np.issubdtype(values.dtype, np.integer)
         if not integers or np.any(values < 0) or np.any(values >= count):
             raise ValueError(f"`class_labels` must be integers in 0 .. {count - 1}, not {values.tolist()}.")

@@ -451,8 +451,8 @@ def check_guidance(config: Config, scale: Any, null_class: Any) -> tuple[Any, np
     if scale is None:
         check(null_class is None, "`null_class` acts beside `guidance_scale` alone: give both, or neither.")
         return None, None
-    count = config.unet.num_class_embeds
-    if count is None or config.unet.class_embed_type is not None:
+    count = config.unet.num_classes
+    if not count:
         raise ValueError("`guidance_scale` needs a network with a table of classes, of which one stands for none.")
     traced = isinstance(scale, jax.core.Tracer)
     good = traced or (isinstance(scale, numbers.Real) and np.isfinite(scale))

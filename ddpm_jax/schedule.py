@@ -248,6 +248,25 @@ def prediction_coefficients(prediction_type: str, alpha_bar_t):
     return signal, -sigma_t, sigma_t, signal
 
 
+def output_coefficients(config: ScheduleConfig, level):
+    """Return (a, b, c, d) as `prediction_coefficients`, for networks of any forward process.
+
+    The output of a variance-exploding network is the score, -eps / sigma (Song et al. 2021).
+
+    Args:
+        config: the schedule.
+        level: alpha_bar_t for kind "vp", sigma for kind "ve".
+
+    Example:
+        >>> ve = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0)
+        >>> output_coefficients(ve, 3.0)
+        (1.0, 9.0, 0.0, -3.0)
+    """
+    if config.kind == "ve":
+        return 0 * level + 1, level**2, 0 * level, -level
+    return prediction_coefficients(config.prediction_type, level)
+
+
 def log_snr(alpha_bar_t):
     """Return 2 lambda_t = log(alpha_bar_t / (1 - alpha_bar_t)), the log of the signal-to-noise ratio.
 

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -58,6 +59,25 @@ def some(names: Sequence[str], most: int) -> str:
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, place: str = "here") -> list[str]:
+    """Name the items that differ between what was recorded and what is given; an absent one counts as None.
+
+    A list equals a tuple, and a path its text, since a JSON file knows neither tuples nor paths.
+
+    Args:
+        there: the recorded items.
+        here: the given ones.
+        place: what the given ones are called.
+
+    Example:
+        >>> differences({"steps": 5, "sides": [1, 2]}, {"steps": 7, "sides": (1, 2)})
+        ['steps 5 there, 7 here']
+    """
+    plain = lambda value: os.fspath(value) if isinstance(value, os.PathLike) else freeze(value)
+    pairs = {name: (plain(there.get(name)), plain(here.get(name))) for name in sorted({*there, *here})}
+    return [f"{name} {one!r} there, {other!r} {place}" for name, (one, other) in pairs.items() if one != other]
 
 
 def freeze(value: Any) -> Any:

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax.checkpoint.state_dict import from_state_dict, named_leaves, torch_name
+from ddpm_jax.checkpoint import from_state_dict
+from ddpm_jax.checkpoint.families.diffusers_names import torch_name
+from ddpm_jax.checkpoint.tensors import named_leaves
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 from ddpm_jax.models.layout import layout
 

@@ -5,7 +5,14 @@ import json
 import pytest
 from conftest import NCSNPP, PLAIN
 
-from ddpm_jax.config import Config, ScheduleConfig, UNetConfig, scheduler_from_dict, scheduler_to_dict
+from ddpm_jax.config import (
+    Config,
+    SamplerConfig,
+    ScheduleConfig,
+    UNetConfig,
+    scheduler_from_dict,
+    scheduler_to_dict,
+)
 
 
 def test_round_trip_through_json():
@@ -183,7 +190,35 @@ def test_scheduler_config_splits_into_schedule_and_sampler():
     assert scheduler_from_dict(scheduler_to_dict(schedule, sampler)) == (schedule, sampler)
 
 
-def test_defaults_are_those_of_the_class():
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        # diffusers 0.42.1, the signatures of the constructors
+        ("UnCLIPScheduler", {"beta_schedule": "squaredcos_cap_v2"}),
+        ("KDPM2DiscreteScheduler", {"beta_start": 0.00085, "beta_end": 0.012}),
+        ("KDPM2AncestralDiscreteScheduler", {"beta_start": 0.00085, "beta_end": 0.012}),
+        ("LCMScheduler", {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}),
+        ("TCDScheduler", {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}),
+        ("ScoreSdeVeScheduler", {"kind": "ve", "num_train_timesteps": 2000, "sigma_min": 0.01, "sigma_max": 1348.0}),
+        ("KarrasVeScheduler", {"kind": "ve", "sigma_min": 0.01, "sigma_max": 50.0}),  # half of 0.02 and 100
+        ("DDIMScheduler", {}),
+        ("LMSDiscreteScheduler", {}),
+    ],
+)
+def test_defaults_of_a_class(name, expected):
+    assert scheduler_from_dict({"_class_name": name})[0] == ScheduleConfig(**expected)
+
+
+@pytest.mark.parametrize("name, knows", [("DDPMScheduler", True), ("TCDScheduler", True), ("PNDMScheduler", False)])
+def test_zero_terminal_snr_is_written_where_the_class_knows_it(name, knows):
+    for flag in (False, True):
+        schedule = ScheduleConfig(rescale_betas_zero_snr=flag)
+        items = scheduler_to_dict(schedule, SamplerConfig(name))
+        assert items.get("rescale_betas_zero_snr") == (flag if knows or flag else None)
+        assert scheduler_from_dict(items)[0] == schedule
+
+
+def test_given_values_win_over_the_defaults_of_the_class():
     late, _ = scheduler_from_dict({"_class_name": "HeunDiscreteScheduler"})
     assert (late.beta_start, late.beta_end) == (0.00085, 0.012)
     given, _ = scheduler_from_dict({"_class_name": "HeunDiscreteScheduler", "beta_end": 0.02})
@@ -275,3 +310,42 @@ def test_names_that_do_not_fit_the_classes(changes, message, untyped):
         Config(unet, **changes)
     with pytest.raises(ValueError, match="the network has 0 classes|network's 0 classes"):
         Config(UNetConfig(**PLAIN), **{"class_names": ("a",)} if "class_names" in changes else {"null_class": 0})
+
+
+@pytest.mark.parametrize(
+    "changes, classes",
+    [
+        ({}, 0),
+        ({"num_class_embeds": 3}, 3),
+        ({"class_embed_type": "identity"}, 0),
+        ({"class_embed_type": "timestep", "num_class_embeds": 3}, 0),  # diffusers builds no table then
+    ],
+)
+def test_rows_of_the_table_of_classes(changes, classes):
+    config = UNetConfig(**PLAIN, **changes)
+    assert config.num_classes == classes and config.has_classes == bool(changes)
+
+
+def test_the_class_that_label_dropout_takes():
+    unet = UNetConfig(**PLAIN, num_class_embeds=3)
+    assert Config(unet).dropped_class == 2
+    assert [Config(unet, null_class=null).dropped_class for null in (0, 1, 2)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("channels, learned", [((1, 1), False), ((1, 2), True), ((3, 3), False), ((3, 6), True)])
+def test_networks_that_learn_a_variance(channels, learned):
+    config = UNetConfig(**PLAIN, in_channels=channels[0], out_channels=channels[1])
+    config.check_prediction()
+    assert config.learns_variance == learned
+
+
+@pytest.mark.parametrize("channels", [(1, 3), (3, 1), (3, 9), (2, 3)])
+def test_outputs_that_are_no_prediction(channels):
+    config = UNetConfig(**PLAIN, in_channels=channels[0], out_channels=channels[1])
+    with pytest.raises(ValueError, match=f"{channels[1]} output channels are no prediction for the {channels[0]} of"):
+        config.check_prediction()
+
+
+def test_the_scale_of_the_data():
+    assert ScheduleConfig().data_range == (-1, 1)
+    assert ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0).data_range == (0, 1)

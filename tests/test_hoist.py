@@ -10,7 +10,8 @@ from conftest import NCSNPP, PLAIN, random_state_dict
 
 import ddpm_jax
 from ddpm_jax import samplers
-from ddpm_jax.checkpoint.state_dict import from_state_dict, named_leaves
+from ddpm_jax.checkpoint import from_state_dict
+from ddpm_jax.checkpoint.tensors import named_leaves
 from ddpm_jax.config import Config, UNetConfig
 from ddpm_jax.models import cost, hoist, winograd
 from ddpm_jax.params import run_network

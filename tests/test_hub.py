@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import make_params
-from test_checkpoint import SCHEDULER, write_flat
+from test_checkpoint import LOAD_OPTIONS, SCHEDULER, write_every_kind, write_flat
 
 import ddpm_jax
 from ddpm_jax.checkpoint.hub import looks_like_repo_id
@@ -108,6 +108,7 @@ def hub(tmp_path_factory):
     ddpm_jax.save(ddpm_jax.Params(make_params().weights, ddim), root / "pipeline", format="diffusers")
     ours = root / "ours"
     ddpm_jax.save(make_params(2), ours)
+    every = write_every_kind(root / "every")
     for step in (500, 1000):
         write_flat(root / f"run/checkpoint-{step}/unet", make_params(), scheduler=None)
     Hub.repositories = {
@@ -118,6 +119,7 @@ def hub(tmp_path_factory):
         "someone/nested": nested,
         "someone/pipeline": root / "pipeline",
         "someone/ours": ours,
+        "someone/every": every,
     }
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -135,7 +137,8 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
     try:
         params = ddpm_jax.load(name, **arguments)
         total = float(sum(np.abs(np.asarray(leaf)).sum(dtype=np.float64) for leaf in jax.tree.leaves(params)))
-        print("RESULT", json.dumps([total, params.config.sampler.class_name]))
+        computes = [] if params.config.unet.dtype == "float32" else [params.config.unet.dtype]
+        print("RESULT", json.dumps([total, params.config.sampler.class_name, *computes]))
     except Exception as error:
         print("RESULT", json.dumps([type(error).__name__, str(error)]))
 """
@@ -226,6 +229,29 @@ def test_errors_and_options(hub, tmp_path):
     assert results[14][1].endswith("What can be opened is `subfolder` checkpoint-500 or checkpoint-1000.")
     assert results[15] == [total_of(0), "DDPMScheduler"]
     assert results[16][1].endswith("What can be opened is `subfolder` inner.")
+
+
+def test_every_option_of_load_acts_on_the_hub(hub, tmp_path):
+    """What each option changes, for a repository that has a variant, a subfolder and averaged weights."""
+    repository, cache = "someone/every", tmp_path / "cache"
+    options = LOAD_OPTIONS | {"cache_dir": str(cache)}
+    scenarios = [{"source": repository, "local_files_only": True}, {"source": repository}]
+    scenarios += [{"source": repository, name: value} for name, value in options.items()]
+    fresh, plain, *results = load_there(hub, tmp_path / "home", *scenarios)
+    assert fresh[0] == "FileNotFoundError" and fresh[1].startswith("Offline")  # while the cache is empty
+    assert plain == [total_of(0), "DDPMScheduler"]
+    results = dict(zip(options, results, strict=True))
+    assert results["revision"][0] == "FileNotFoundError" and "no revision 'v9'" in results["revision"][1]
+    assert results["variant"][0] == total_of(1)
+    assert results["subfolder"][0] == total_of(2)
+    assert results["ema"][0] == total_of(3)
+    assert results["dtype"] == [total_of(0), "DDPMScheduler", "bfloat16"]
+    assert results["cache_dir"] == results["local_files_only"] == plain
+    assert (cache / "models--someone--every").is_dir()
+    bad, good = load_there(
+        hub, tmp_path / "home", *({"source": "google/private", "token": token} for token in (options["token"], "good"))
+    )
+    assert bad[0] == "PermissionError" and good == plain
 
 
 def test_an_existing_folder_wins(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from conftest import NCSNPP, make_params
 
 import ddpm_jax
 from ddpm_jax import schedule
-from ddpm_jax.checkpoint.state_dict import named_leaves, torch_name
+from ddpm_jax.checkpoint.families.diffusers_names import torch_name
+from ddpm_jax.checkpoint.tensors import named_leaves
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import count as parameters

@@ -15,7 +15,7 @@ from test_params import CAT, CIFAR, NCSNPP_256
 from torch_random import TorchGenerator
 
 import ddpm_jax
-from ddpm_jax.checkpoint.state_dict import from_state_dict, to_state_dict
+from ddpm_jax.checkpoint import from_state_dict, to_state_dict
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 
 pytestmark = pytest.mark.slow

@@ -1,9 +1,15 @@
 """Samplers by name and by diffusers' scheduler configs."""
 
-import pytest
+import dataclasses
+import json
 
+import pytest
+from conftest import make_params
+
+import ddpm_jax
 from ddpm_jax import samplers
-from ddpm_jax.config import ScheduleConfig, scheduler_from_dict
+from ddpm_jax.config import SamplerConfig, ScheduleConfig, scheduler_from_dict, scheduler_to_dict
+from ddpm_jax.config.schedulers import SCHEDULERS, Scheduler
 from ddpm_jax.samplers import DDIM, DDPM
 
 
@@ -82,6 +88,70 @@ def test_from_config():
 def test_from_config_of_every_scheduler(items, expected, recwarn):
     assert samplers.from_config(items) == expected
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_record_is_complete(name):
+    """A sampler or the reason why there is none; whatever it names, the sampler has."""
+    record = SCHEDULERS[name]
+    assert (record.sampler is None) == bool(record.why_not)
+    assert record.kind in ("vp", "ve", "other") and (record.kind != "other" or record.sampler is None)
+    schedule = {field.name for field in dataclasses.fields(ScheduleConfig)}
+    assert record.schedule.keys() <= schedule - {"kind"}
+    if record.sampler is None:
+        assert record == Scheduler(
+            None, record.why_not, record.kind, record.schedule, record.zero_snr, former=record.former
+        )
+        return
+    kinds = [samplers.SAMPLERS[sampler] for sampler in (record.sampler, *record.by_algorithm.values())]
+    knobs = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    grids = {"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"}
+    chooses = {"algorithm_type"} if name != "DEISMultistepScheduler" else {"algorithm_type", "solver_type"}  # one each
+    assert {record.renamed.get(key, key) for key in record.keys} <= knobs | grids | chooses
+    assert record.knobs.keys() <= knobs and record.renamed.keys() <= set(record.keys)
+    assert record.replaced.keys() <= set(record.keys)
+    assert not record.by_algorithm or "algorithm_type" in record.keys
+    assert not set(record.neutral) & set(record.keys)
+
+
+def test_a_scheduler_is_added_in_one_place(monkeypatch, tmp_path, recwarn):
+    """Its record alone makes its files open, sample and come out again as they were."""
+    record = Scheduler(
+        "euler",
+        schedule={"beta_end": 0.5},
+        zero_snr=True,
+        former=("VeryOldScheduler",),
+        pipeline="NewPipeline",
+        keys=("churn_of_the_new", "final_sigmas_type"),
+        knobs={"s_noise": 1.5},
+        neutral={"only_of_the_new": (False,)},
+        renamed={"churn_of_the_new": "s_churn"},
+        replaced={"final_sigmas_type": {"none": "zero"}},
+    )
+    items = {"_class_name": "VeryOldScheduler", "churn_of_the_new": 3, "final_sigmas_type": "none"}
+    monkeypatch.setitem(SCHEDULERS, "NewScheduler", record)
+    schedule, sampler = scheduler_from_dict(items | {"only_of_the_new": False})
+    assert schedule == ScheduleConfig(beta_end=0.5) and sampler.class_name == "NewScheduler"
+    assert samplers.has_sampler(sampler)
+    assert samplers.from_config(sampler) == samplers.Euler(s_churn=3, s_noise=1.5)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="Euler cannot honour these settings of NewScheduler: only_of_the_new=True"):
+        samplers.from_config(items | {"only_of_the_new": True})
+
+    written = scheduler_to_dict(schedule, sampler)
+    assert written["rescale_betas_zero_snr"] is False and scheduler_from_dict(written) == (schedule, sampler)
+    params = make_params()
+    config = ddpm_jax.Config(params.config.unet, schedule, sampler)
+    folder = ddpm_jax.save(params.replace(config=config), tmp_path / "x", format="diffusers")
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "NewPipeline"
+    assert ddpm_jax.load(folder).config == config
+
+    monkeypatch.delitem(SCHEDULERS, "NewScheduler")
+    assert not samplers.has_sampler(SamplerConfig("NewScheduler"))
+
+
+def test_every_sampler_of_diffusers_is_named_by_a_record():
+    assert {record.sampler for record in SCHEDULERS.values()} - {None} == samplers.SAMPLERS.keys() - {"dpmsolver"}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from known_models import run_table
 
 import ddpm_jax
 from ddpm_jax import samplers
-from ddpm_jax.checkpoint.state_dict import to_state_dict
-from ddpm_jax.samplers import registry
+from ddpm_jax.checkpoint import to_state_dict
+from ddpm_jax.config.schedulers import SCHEDULERS
 
 pytestmark = pytest.mark.slow
 
@@ -142,16 +142,17 @@ def test_a_config_is_read_as_far_as_the_scheduler_takes_it():
     """The keys of its constructor that our samplers have a knob for, and no other's."""
     import diffusers
 
-    known = {key for scheduler in registry._SCHEDULERS.values() for key in (*scheduler.keys, *scheduler.neutral)}
+    records = {name: record for name, record in SCHEDULERS.items() if record.sampler}
+    known = {key for record in records.values() for key in (*record.keys, *record.neutral)}
     known -= {"sigma_min", "sigma_max"}  # of the forward process in ScoreSdeVe's and KarrasVe's
-    for name, scheduler in registry._SCHEDULERS.items():
+    for name, record in records.items():
         if name == "KarrasVeScheduler":  # deprecated, and its constructor hidden
             continue
         takes = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
-        if scheduler.sampler in (samplers.DPMSolverPP, samplers.DEIS):
+        if record.sampler in ("dpmsolver++", "deis"):
             takes.discard("variance_type")  # of the network
-        assert set(scheduler.keys) | (set(scheduler.neutral) & known) == takes & known, name
-        assert (scheduler.clips is not None) == ("clip_sample" in takes), name
+        assert set(record.keys) | (set(record.neutral) & known) == takes & known, name
+        assert (record.clips is not None) == ("clip_sample" in takes), name
 
 
 @pytest.mark.parametrize("steps", [10, 2000])

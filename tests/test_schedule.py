@@ -100,6 +100,24 @@ def test_conversions_invert_each_other():
         close(c * x_t + d * out, eps)
 
 
+def test_the_output_of_a_variance_exploding_network_is_the_score():
+    """x = x_0 + sigma eps, and out = -eps / sigma (Song et al. 2021)."""
+    generator = np.random.default_rng(1)
+    x_0, eps, sigma = generator.standard_normal(5), generator.standard_normal(5), 3.5
+    ve = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0)
+    a, b, c, d = schedule.output_coefficients(ve, sigma)
+    x, out = x_0 + sigma * eps, -eps / sigma
+    np.testing.assert_allclose(a * x + b * out, x_0, rtol=1e-12)
+    np.testing.assert_allclose(c * x + d * out, eps, rtol=1e-12)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_other_outputs_are_those_of_the_prediction_type(prediction_type):
+    config = ScheduleConfig(prediction_type=prediction_type)
+    expected = schedule.prediction_coefficients(prediction_type, np.float64(0.3))
+    assert schedule.output_coefficients(config, np.float64(0.3)) == expected
+
+
 def test_posterior_is_bayes_rule():
     """q(x_s | x_t, x_0) is proportional to q(x_t | x_s) q(x_s | x_0): a product of two Gaussians in x_s."""
     alpha_bar_t, alpha_bar_s, x_0, x_t = 0.3, 0.7, 0.4, -1.1

@@ -10,7 +10,7 @@ from conftest import make_params
 
 import ddpm_jax
 from ddpm_jax import cli, losses, sharding
-from ddpm_jax.checkpoint.state_dict import to_state_dict
+from ddpm_jax.checkpoint import to_state_dict
 from ddpm_jax.training import DataConfig, EmaConfig, OptimizerConfig, RunConfig, TrainConfig
 from ddpm_jax.training.step import Run, compiled, create
 

@@ -7,8 +7,9 @@ import pytest
 from conftest import NCSNPP, PLAIN, formula_state_dict, make_params, random_state_dict, small_params
 
 import ddpm_jax
-from ddpm_jax.checkpoint.state_dict import from_state_dict
+from ddpm_jax.checkpoint import from_state_dict
 from ddpm_jax.config import Config, UNetConfig
+from ddpm_jax.config.unet import ACTIVATIONS
 from ddpm_jax.models import layers
 
 _SKIP3 = {
@@ -91,6 +92,10 @@ GOLDEN = [
     (NCSNPP, _WIDE, 160, 9362822, 1033.6018, -0.1632514, (-1.332126, -0.868902, -0.505094)),
     (PLAIN, _MIXED, 126, 666883, 1057.0132, 0.0690693, (-0.982285, -0.223918, 0.384644)),
 ]
+
+
+def test_every_activation_of_the_config_is_there():
+    assert layers.ACTIVATIONS.keys() == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize(

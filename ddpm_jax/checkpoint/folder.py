@@ -13,18 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.checkpoint.state_dict import named_leaves, raise_if_misfits, raise_if_not_finite
+from ddpm_jax.checkpoint.tensors import named_leaves, raise_if_misfits, raise_if_not_finite
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
-from ddpm_jax.files import plain_path, read_json, stored, write_json
+from ddpm_jax.files import CHECKPOINT_FILE, RUN_FILE, plain_path, read_json, stored, write_json
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params
 from ddpm_jax.types import Array, PyTree
 from ddpm_jax.validation import check, freeze, known_items
 
-MARKER = "ddpm_jax.json"
-WEIGHTS = "weights"
 CHECKPOINTS = "checkpoints"  # of a run
 FORMAT_VERSION = 1
+_WEIGHTS_FOLDER = "weights"
 
 
 def is_ours(names: Collection[str]) -> bool:
@@ -34,7 +33,7 @@ def is_ours(names: Collection[str]) -> bool:
         >>> is_ours(["ddpm_jax.json", "weights/_METADATA"])
         True
     """
-    return MARKER in names
+    return CHECKPOINT_FILE in names
 
 
 def write_ours(params: Params, folder: Path, storage_dtype: str, source: dict[str, Any] | None) -> None:
@@ -52,7 +51,7 @@ def write_ours(params: Params, folder: Path, storage_dtype: str, source: dict[st
     values = iter(stored(leaves, storage_dtype).values())
     weights = jax.tree.map(lambda _: next(values), params.weights)
     with plain_path(folder) as place, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(place / WEIGHTS, weights)
+        checkpointer.save(place / _WEIGHTS_FOLDER, weights)
     write_config(params.config, folder, source)
     compare(lambda: _weights(folder, read_config(folder)), weights)
 
@@ -97,7 +96,7 @@ def write_config(config: Config, folder: Path, source: dict[str, Any] | None) ->
         "null_class": config.null_class,
         "source": source,
     }
-    write_json(folder / MARKER, items)
+    write_json(folder / CHECKPOINT_FILE, items)
 
 
 def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
@@ -120,9 +119,9 @@ def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
 def _weights(folder: Path, config: Config) -> PyTree:
     import orbax.checkpoint as ocp
 
-    path = folder / WEIGHTS
+    path = folder / _WEIGHTS_FOLDER
     if not path.is_dir():
-        raise FileNotFoundError(f"{folder} has {MARKER} but no `{WEIGHTS}` folder beside it.")
+        raise FileNotFoundError(f"{folder} has {CHECKPOINT_FILE} but no `{_WEIGHTS_FOLDER}` folder beside it.")
     shapes = layout(config.unet).weights
     with plain_path(path) as place, ocp.StandardCheckpointer() as checkpointer:
         try:
@@ -143,8 +142,8 @@ def _weights(folder: Path, config: Config) -> PyTree:
 
 
 def is_run(folder: Path) -> bool:
-    """Tell whether a folder in our format is that of a training run."""
-    return not (folder / WEIGHTS).is_dir() and (folder / CHECKPOINTS).is_dir()
+    """Tell whether a folder is that of a training run."""
+    return (folder / RUN_FILE).is_file()
 
 
 def read_run(folder: Path, *, ema: bool | None = None, dtype: str = "float32") -> Params:
@@ -195,21 +194,21 @@ def read_weights(parts: Path, step: int, name: str, config: Config) -> PyTree:
 
 def read_config(folder: Path, *, dtype: str = "float32") -> Config:
     """Read what `ddpm_jax.json` describes."""
-    items = read_json(folder / MARKER)
+    items = read_json(folder / CHECKPOINT_FILE)
     version = items.get("format_version")
     check(
         version == FORMAT_VERSION,
-        f"{folder / MARKER} has format_version {version!r}; this version of ddpm_jax reads {FORMAT_VERSION}.",
+        f"{folder / CHECKPOINT_FILE} has format_version {version!r}; this version of ddpm_jax reads {FORMAT_VERSION}.",
     )
     for name in ("unet", "schedule", "sampler"):
-        check(isinstance(items.get(name), dict), f"{folder / MARKER} has no `{name}`.")
+        check(isinstance(items.get(name), dict), f"{folder / CHECKPOINT_FILE} has no `{name}`.")
     unet = dataclasses.replace(UNetConfig.from_dict(items["unet"]), dtype=dtype)
     known = {field.name for field in dataclasses.fields(ScheduleConfig)}
     values = known_items(items["schedule"], known, "A schedule")
     schedule = ScheduleConfig(**{name: freeze(value) for name, value in values.items()})
     class_name, knobs = items["sampler"].get("class_name"), items["sampler"].get("items") or {}
     good = isinstance(class_name, str) and isinstance(knobs, dict)
-    check(good, f"{folder / MARKER}: `sampler` must be a `class_name` and `items`, not {items['sampler']!r}.")
+    check(good, f"{folder / CHECKPOINT_FILE}: `sampler` must be a `class_name` and `items`, not {items['sampler']!r}.")
     sampler = SamplerConfig(class_name, tuple(sorted((name, freeze(value)) for name, value in knobs.items())))
     if "null_class" not in items:  # of version 0.1
         items |= _classes_of_old_run(folder, unet)
@@ -218,16 +217,20 @@ def read_config(folder: Path, *, dtype: str = "float32") -> Config:
 
 def _classes_of_old_run(folder: Path, unet: UNetConfig) -> dict[str, Any]:
     """Return what a run of version 0.1 kept in its record alone; with label dropout its last row stood for no class."""
-    record = read_record(folder)
-    if not record or unet.num_class_embeds is None:
+    if not is_run(folder) or unet.num_class_embeds is None:
         return {}
+    record = read_record(folder)
     dropped = record.get("config", {}).get("objective", {}).get("label_dropout")
     names = record.get("data", {}).get("classes")
     return {"class_names": names, "null_class": unet.num_class_embeds - 1 if dropped else None}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the record of the run that a folder is of, all its settings and data; empty for what is no run."""
-    source = read_json(folder / MARKER).get("source") if (folder / MARKER).is_file() else None
-    record = folder / ((source or {}).get("trained_by") or "")
-    return read_json(record) if record.is_file() else {}
+    """Return the record of a training run: its settings, its data, its versions.
+
+    Raises:
+        FileNotFoundError: the folder is no run.
+    """
+    if not is_run(folder):
+        raise FileNotFoundError(f"{folder} is no training run: it has no {RUN_FILE}.")
+    return read_json(folder / RUN_FILE)

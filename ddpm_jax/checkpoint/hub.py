@@ -2,12 +2,28 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-from ddpm_jax.checkpoint.families.diffusers import Files, find_files
-from ddpm_jax.checkpoint.folder import MARKER, is_ours
+from ddpm_jax.checkpoint.families.diffusers_files import Files, find_files
+from ddpm_jax.checkpoint.folder import is_ours
 from ddpm_jax.checkpoint.nearby import natural, opens
+from ddpm_jax.files import CHECKPOINT_FILE
 
 _REPO_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+class Snapshot(NamedTuple):
+    """A commit of a repository in the cache.
+
+    Attributes:
+        folder: the root, or the `subfolder` of it.
+        commit: its hash.
+        files: the files of diffusers that were downloaded; None for our own format, and where the hub was not asked.
+    """
+
+    folder: Path
+    commit: str
+    files: Files | None = None
 
 
 def looks_like_repo_id(source: str) -> bool:
@@ -30,13 +46,10 @@ def download(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     ema: bool | None = None,
-) -> tuple[Path, str | None]:
-    """Bring what `load` needs of a repository into the cache: the configs and one set of weights.
+) -> Snapshot:
+    """Download what `load` needs of a repository into the cache: the configs and one set of weights.
 
-    Without a connection, with `local_files_only` or HF_HUB_OFFLINE=1 what is in the cache is taken.
-
-    Returns:
-        The folder in the cache, and the commit it holds.
+    Without a connection, with `local_files_only` or with HF_HUB_OFFLINE=1, the cached snapshot is returned.
 
     Raises:
         FileNotFoundError: no such repository, revision or file, or nothing in the cache to fall back on.
@@ -62,8 +75,15 @@ def download(
             reason = f"The hub cannot be reached ({failure})" if failure else "Offline"
             place = f" at {cache_dir}" if cache_dir else ""
             raise FileNotFoundError(f"{reason}, and {repo_id} is not in the cache{place}.") from failure
-        return root / prefix, root.name
-    wanted = _wanted(repo_id, names, prefix, variant, ema)
+        return Snapshot(root / prefix, root.name)
+    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    files = None if is_ours(below) else _find_files(repo_id, below, prefix, variant, ema)
+    wanted = [f"{prefix}{name}" for name in below if files is None and _is_part_of_ours(name)]
+    if files is not None:
+        wanted = [f"{prefix}{name}" for name in files.all]
+        if files.scheduler is None and prefix:  # beside a bare unet/
+            parent = prefix.rstrip("/").rpartition("/")[0]
+            wanted.append(f"{parent}/scheduler/scheduler_config.json".lstrip("/"))
     try:
         root = huggingface_hub.snapshot_download(
             repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=wanted
@@ -73,7 +93,7 @@ def download(
         raise ConnectionError(
             f"The download of {repo_id} broke off: {error} Call again: what is complete stays in the cache."
         ) from error
-    return Path(root, prefix), Path(root).name
+    return Snapshot(Path(root, prefix), Path(root).name, files)
 
 
 def _raise_if_final(error: Exception, repo_id: str, revision: str | None) -> None:
@@ -107,7 +127,7 @@ def _cached(repo_id: str, prefix: str, revision: str | None, cache_dir: str | Pa
     """Return the root of a repository's snapshot in the cache, if a config of it is there."""
     import huggingface_hub
 
-    for name in (MARKER, "config.json", "unet/config.json", "unet_ema/config.json"):
+    for name in (CHECKPOINT_FILE, "config.json", "unet/config.json", "unet_ema/config.json"):
         found = huggingface_hub.try_to_load_from_cache(
             repo_id, f"{prefix}{name}", cache_dir=cache_dir, revision=revision
         )
@@ -116,26 +136,21 @@ def _cached(repo_id: str, prefix: str, revision: str | None, cache_dir: str | Pa
     return None
 
 
-def _wanted(repo_id: str, names: list[str], prefix: str, variant: str | None, ema: bool | None) -> list[str]:
-    """Choose the files to download, from the names of all that there are."""
-    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    if is_ours(below):
-        return [f"{prefix}{name}" for name in below if name == MARKER or name.startswith("weights/")]
+def _is_part_of_ours(name: str) -> bool:
+    return name == CHECKPOINT_FILE or name.startswith("weights/")
+
+
+def _find_files(repo_id: str, below: list[str], prefix: str, variant: str | None, ema: bool | None) -> Files:
     try:
-        files: Files = find_files(below, variant=variant, ema=ema)
+        return find_files(below, variant=variant, ema=ema)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{repo_id} on the hub: {error}{_elsewhere(below, prefix)}") from error
-    wanted = [f"{prefix}{name}" for name in files.all]
-    if files.scheduler is None and prefix:  # beside a bare unet/
-        parent = prefix.rstrip("/").rpartition("/")[0]
-        wanted.append(f"{parent}/scheduler/scheduler_config.json".lstrip("/"))
-    return wanted
 
 
 def _elsewhere(names: list[str], prefix: str) -> str:
     """Say which folders among names can be opened, for a message."""
     found = []
-    for parts in (name.split("/") for name in names if name.endswith(("/config.json", f"/{MARKER}"))):
+    for parts in (name.split("/") for name in names if name.endswith(("/config.json", f"/{CHECKPOINT_FILE}"))):
         for folder in ("/".join(parts[:-2]), "/".join(parts[:-1])):
             below = [name.removeprefix(f"{folder}/") for name in names if name.startswith(f"{folder}/")]
             if folder and folder not in found and opens(below):

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax.checkpoint.families.diffusers import find_files
+from ddpm_jax.checkpoint.families.diffusers_files import find_files
 from ddpm_jax.checkpoint.folder import is_ours
 
 _MAX_LOOKED_AT = 200

@@ -1,36 +1,48 @@
 """`load` and `save`: what a user names (a hub id, a folder, nothing) to Params, and Params to a folder."""
 
-import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ddpm_jax.checkpoint import hub, nearby
-from ddpm_jax.checkpoint.families.diffusers import find_files, read_folder, write_folder
-from ddpm_jax.checkpoint.folder import MARKER, is_ours, is_run, read_ours, read_run, write_ours
-from ddpm_jax.checkpoint.state_dict import raise_if_not_finite
-from ddpm_jax.files import check_new_folder, check_storage_dtype, new_folder, read_json
+from ddpm_jax.checkpoint.families import from_state_dict
+from ddpm_jax.checkpoint.families.diffusers import read_folder, write_folder
+from ddpm_jax.checkpoint.families.diffusers_files import Files, find_files
+from ddpm_jax.checkpoint.folder import is_ours, is_run, read_ours, read_run, write_ours
+from ddpm_jax.checkpoint.tensors import raise_if_not_finite
+from ddpm_jax.files import (
+    CHECKPOINT_FILE,
+    PIPELINE_FILE,
+    check_new_folder,
+    check_storage_dtype,
+    new_folder,
+    read_json,
+    versions,
+)
 from ddpm_jax.params import Params, check_params
 from ddpm_jax.validation import check
 
 BUNDLED = Path(__file__).parent.parent / "demo"  # checkpoints that come with the package, by their names
 DEMO = "produce-32"  # the one that is opened where none is named
 _FORMATS = ("ddpm_jax", "diffusers")
-_OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only")
 # An existing folder is only ever overwritten if it holds one of these.
-_MARKS = (MARKER, "model_index.json")
+_REPLACEABLE = (CHECKPOINT_FILE, PIPELINE_FILE)
 
 
 class Located(NamedTuple):
-    """Where a checkpoint was found.
+    """A checkpoint that was found.
 
     Attributes:
         folder: on this machine, perhaps in the hub's cache.
-        source: what is known of where it came from; a folder of ours remembers.
+        source: what is known of its origin; a folder of ours says it.
+        files: the files of diffusers' format in it; None for a folder in our own format.
+        ema: whether the averaged weights of a training run are wanted.
     """
 
     folder: Path
     source: dict[str, Any]
+    files: Files | None
+    ema: bool | None
 
 
 def load(
@@ -76,7 +88,7 @@ def load(
         ('DDPMScheduler', 'squaredcos_cap_v2')
     """
     check(dtype in ("float32", "bfloat16"), f'`dtype` must be "float32" or "bfloat16", not {dtype!r}.')
-    folder = locate(
+    where = locate(
         source,
         revision=revision,
         variant=variant,
@@ -85,28 +97,41 @@ def load(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         ema=ema,
-    ).folder
-    return read(folder, variant=variant, ema=ema, dtype=dtype)
+    )
+    return read(where, dtype=dtype)
 
 
-def locate(source: str | Path | None = None, *, subfolder: str | None = None, **options: Any) -> Located:
-    """Find a checkpoint, downloading it where it is the hub's; arguments and errors as `load`."""
+def locate(
+    source: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    ema: bool | None = None,
+) -> Located:
+    """Find a checkpoint, and download it if it is on the hub; arguments and errors as in `load`."""
+    of_the_hub: dict[str, Any] = dict(
+        revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+    )
     name = DEMO if source is None else str(source)
     path, known = Path(name).expanduser(), None
     if source is None or (not path.exists() and name in bundled()):
         path, known = BUNDLED / name, {"model": f"{name} (comes with ddpm_jax)"}
     if path.is_dir():
-        for option in _OF_THE_HUB:
-            given = options.get(option) not in (None, False)
+        for option, value in of_the_hub.items():
+            given = value not in (None, False)
             check(not given, f"`{option}` is for the hub, but {path} is a folder on this machine: leave it out.")
         if nearby.is_cached_repository(path):
             path, known = nearby.snapshot(path)
         folder = path / subfolder if subfolder else path
         if not folder.is_dir():
             raise FileNotFoundError(f"{path} has no folder {subfolder}.{nearby.hint(path)}")
-        if (folder / MARKER).is_file():
-            known = read_json(folder / MARKER).get("source")
-        return Located(folder, known or {"model": str(path)})
+        if (folder / CHECKPOINT_FILE).is_file():
+            known = read_json(folder / CHECKPOINT_FILE).get("source")
+        return _look_into(folder, known or {"model": str(path)}, variant, ema)
     if path.exists():
         hint = nearby.hint(path) or " Without a config weights open with `from_state_dict` alone."
         raise FileNotFoundError(f"{path} is a file; name the folder that holds config.json and the weights.{hint}")
@@ -115,8 +140,27 @@ def locate(source: str | Path | None = None, *, subfolder: str | None = None, **
             f"There is no folder {path}, and {name!r} is neither an id of the hub (owner/name) nor among those that "
             f"come with the package, {bundled()}.{_repo_id_in(name)}"
         )
-    folder, commit = hub.download(name, subfolder=subfolder, **options)
-    return Located(folder, {"model": name, "revision": commit})
+    snapshot = hub.download(name, subfolder=subfolder, variant=variant, ema=ema, **of_the_hub)
+    origin = {"model": name, "revision": snapshot.commit}
+    return _look_into(snapshot.folder, origin, variant, ema, files=snapshot.files)
+
+
+def _look_into(
+    folder: Path, source: dict[str, Any], variant: str | None, ema: bool | None, *, files: Files | None = None
+) -> Located:
+    """Say which format a folder has; refuse options that are not for it, and a folder that is no checkpoint."""
+    names = nearby.names_below(folder) if files is None else []
+    if is_ours(names):
+        run = is_run(folder)
+        what = "is a training run" if run else "is in ddpm_jax's own format"
+        check(variant is None, f"`variant` is for diffusers folders; {folder} {what}.")
+        check(run or ema is None, f"`ema` is for diffusers folders; {folder} {what}.")
+    elif files is None:
+        try:
+            files = find_files(names, variant=variant, ema=ema)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{folder}: {error}{nearby.hint(folder)}") from error
+    return Located(folder, source, files, ema)
 
 
 def _repo_id_in(name: str) -> str:
@@ -135,27 +179,15 @@ def bundled() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/model_index.json"))
 
 
-def read(folder: Path, *, variant: str | None = None, ema: bool | None = None, dtype: str = "float32") -> Params:
-    """Read the checkpoint in a folder, whichever format it has."""
-    names = nearby.names_below(folder)
-    if is_ours(names) and is_run(folder):
-        check(variant is None, f"`variant` is for diffusers folders; {folder} is a training run.")
-        return read_run(folder, ema=ema, dtype=dtype)
-    if is_ours(names):
-        for name, value in (("variant", variant), ("ema", ema)):
-            check(
-                value is None,
-                f"`{name}` is for diffusers folders; {folder} is in ddpm_jax's own format.",
-            )
-        return read_ours(folder, dtype=dtype)
-    try:
-        files = find_files(names, variant=variant, ema=ema)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{folder}: {error}{nearby.hint(folder)}") from error
+def read(where: Located, *, dtype: str = "float32") -> Params:
+    """Read a checkpoint that `locate` found, whichever format it has."""
+    folder, files = where.folder, where.files
+    if files is None:
+        return read_run(folder, ema=where.ema, dtype=dtype) if is_run(folder) else read_ours(folder, dtype=dtype)
     # a bare unet/ has its scheduler beside it, a trainer's checkpoint-500/ too
     beside = folder.absolute().parent / "scheduler" / "scheduler_config.json"
     scheduler = beside if files.scheduler is None and beside.is_file() else None
-    return read_folder(folder, files, dtype=dtype, scheduler=scheduler)
+    return from_state_dict(*read_folder(folder, files, dtype=dtype, scheduler=scheduler))
 
 
 def save(
@@ -177,7 +209,7 @@ def save(
             `DDPMPipeline.from_pretrained`.
         storage_dtype: "float32", "float16" or "bfloat16", for half the size.
         overwrite: replace an existing checkpoint (and nothing that is none).
-        source: where the weights came from, to be remembered in our format.
+        source: where the weights came from, for `format` "ddpm_jax", which records it.
         card: text of a README.md that is written beside them.
 
     Returns:
@@ -185,7 +217,8 @@ def save(
 
     Raises:
         TypeError: params is no `Params`.
-        ValueError: another format or dtype; weights that hold NaN, or values beyond float16's range.
+        ValueError: another format or dtype, a `source` for diffusers' format, weights that hold NaN or values beyond
+            float16's range.
         FileExistsError, NotADirectoryError, PermissionError: the folder exists or cannot be written.
 
     Example:
@@ -197,13 +230,18 @@ def save(
     check_params(params)
     check(format in _FORMATS, f"`format` must be one of {list(_FORMATS)}, not {format!r}.")
     check_storage_dtype(storage_dtype)
+    check(
+        source is None or format == "ddpm_jax",
+        f'`source` is for `format` "ddpm_jax": a folder of diffusers has no place for {source!r}. Leave it out.',
+    )
     raise_if_not_finite(params.weights)
     folder = Path(folder).expanduser()
-    with new_folder(folder, overwrite=overwrite, marks=_MARKS) as partial:
+    with new_folder(folder, overwrite=overwrite, marks=_REPLACEABLE) as partial:
         if format == "diffusers":
             write_folder(params, partial, storage_dtype)
         else:
-            source = {"written_by": f"ddpm-jax {importlib.metadata.version('ddpm-jax')}"} | (source or {})
+            (writer,) = versions("ddpm-jax").items()
+            source = {"written_by": " ".join(writer)} | (source or {})
             write_ours(params, partial, storage_dtype, source)
         if card is not None:
             (partial / "README.md").write_text(card)
@@ -212,4 +250,4 @@ def save(
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Refuse a folder that `save` would refuse, before the work that leads to it."""
-    check_new_folder(folder, overwrite=overwrite, marks=_MARKS)
+    check_new_folder(folder, overwrite=overwrite, marks=_REPLACEABLE)

@@ -34,16 +34,15 @@ def convert(
         storage_dtype: of the weights in the file; in memory they are float32.
         force: replace an existing checkpoint.
     """
-    from ddpm_jax.checkpoint.folder import MARKER
     from ddpm_jax.checkpoint.source import check_target, locate, read, save
     from ddpm_jax.params import count
 
     out = out if out is not None else Path("checkpoints") / Path(model).resolve().name
     check_target(out, overwrite=force)
     where = locate(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema)
-    if (where.folder / MARKER).exists():
+    if where.files is None:
         raise ValueError(f"{model} is in ddpm_jax's own format already; `ddpm-jax export` goes the other way.")
-    params = read(where.folder, variant=variant, ema=ema)
+    params = read(where)
     save(params, out, storage_dtype=storage_dtype, overwrite=force, source=where.source)
     print(f"{out}: {count(params.weights):,} parameters in {storage_dtype}. ddpm_jax.load({str(out)!r}) opens it.")
 
@@ -62,13 +61,14 @@ def export(
         storage_dtype: of the weights in the file.
         force: replace an existing checkpoint.
     """
+    from ddpm_jax.checkpoint.folder import is_run
     from ddpm_jax.checkpoint.source import check_target, load, save
     from ddpm_jax.params import count
     from ddpm_jax.training import published
 
     check_target(out, overwrite=force)
     params, run = load(model), Path(model).expanduser()
-    card = published.card(run) if published.is_run(run) else None
+    card = published.card(run) if is_run(run) else None
     save(params, out, format="diffusers", storage_dtype=storage_dtype, overwrite=force, card=card)
     print(f"{out}: {count(params.weights):,} parameters. diffusers' DiffusionPipeline.from_pretrained opens it.")
 
@@ -117,12 +117,12 @@ def info(
         subfolder: of the folder or repository.
     """
     from ddpm_jax import samplers
-    from ddpm_jax.checkpoint.folder import read_record
+    from ddpm_jax.checkpoint.folder import is_run, read_record
     from ddpm_jax.checkpoint.source import locate, read
     from ddpm_jax.params import count
 
     where = locate(model, revision=revision, variant=variant, subfolder=subfolder)
-    params = read(where.folder, variant=variant)
+    params = read(where)
     unet, schedule = params.config.unet, params.config.schedule
     size = " x ".join(map(str, unet.image_size)) if unet.image_size else "any size"
     if unet.image_size and any(side % unet.smallest_size for side in unet.image_size):
@@ -153,7 +153,7 @@ def info(
         print(f"sampler     {describe(samplers.from_config(params.config.sampler))}")
     else:
         print(f"sampler     {params.config.sampler.class_name}, which has no sampler here")
-    data = read_record(where.folder).get("data")
+    data = read_record(where.folder).get("data") if is_run(where.folder) else None
     if data:
         classes = f", {len(data['classes'])} classes" if data["classes"] else ""
         of_before = f"{data['images']} images, {data['channels']} channels{classes}"

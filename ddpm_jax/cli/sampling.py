@@ -1,7 +1,6 @@
 """`ddpm-jax sample`: images, one batch or a set of fifty thousand."""
 
 import hashlib
-import importlib.metadata
 import itertools
 import logging
 import os
@@ -18,8 +17,8 @@ from tyro.conf import Positional, UseAppendAction, arg
 from ddpm_jax import pixels, plotting
 from ddpm_jax.cli.arguments import Chosen, at_size, choose_sampler, class_of, other_meaning
 from ddpm_jax.cli.compile_cache import keep_compiled
-from ddpm_jax.files import check_local, read_json
-from ddpm_jax.images.image_set import RECORD, ImageSet, read_png, refuse_others, write_png
+from ddpm_jax.files import SET_FILE, check_local, read_json, versions
+from ddpm_jax.images.image_set import ImageSet, read_png, refuse_others, write_png
 from ddpm_jax.random_keys import check_seed, key_from_seed
 from ddpm_jax.types import Number
 
@@ -109,7 +108,7 @@ def sample(
     from ddpm_jax.checkpoint.source import locate, read
 
     where = locate(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema)
-    params = read(where.folder, variant=variant, ema=ema, dtype=dtype)
+    params = read(where, dtype=dtype)
     own_size = params.config.unet.image_size
     params = at_size(params, image_size)
     unet = params.config.unet
@@ -135,7 +134,7 @@ def sample(
         "null_class": null_class,
         "image_size": None if unet.image_size == own_size else unet.image_size,
         "dtype": dtype,
-        "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax")},
+        "versions": versions("ddpm-jax", "jax"),
     }
     if index is not None:
         refuse_others(out, settings | {"format": format})
@@ -191,7 +190,7 @@ def _make_set(images: ImageSet, batches: "_Batches", gif: bool) -> None:
                 if lead:
                     images.begin()
                 sharding.wait_for_all("the set has begun")
-                _await_file(images.folder / RECORD)
+                _await_file(images.folder / SET_FILE)
             for start, rows in parts:
                 numbers = np.arange(start, min(start + len(rows), images.num_images))
                 numbers = numbers[lacking[numbers]]
@@ -380,7 +379,7 @@ def _check_pictures(channels: int, format: str, gif: bool) -> None:
 
 def _recorded(out: Path, chosen: Chosen) -> str:
     """Return the sampler in the words of a set's record, which may be those of an earlier version."""
-    record = out / RECORD
+    record = out / SET_FILE
     there = read_json(record).get("sampler") if record.exists() else None
     return chosen.former if there == chosen.former else chosen.text
 

@@ -98,11 +98,11 @@ def _without(settings: Any, names: set[str]) -> Any:
 
 def _with_warmup(config: Any, run: Path | None) -> Any:
     """Take the warm-up of the run that is to go on; in a new one, a tenth of the steps where the preset's is longer."""
-    from ddpm_jax.training import published
+    from ddpm_jax.checkpoint.folder import is_run, read_record
 
     steps, preset = config.run.steps, config.optimizer.warmup_steps
-    if run is not None and published.is_run(run.expanduser()):
-        warmup = published.read_record(run.expanduser())["config"]["optimizer"]["warmup_steps"]
+    if run is not None and is_run(run.expanduser()):
+        warmup = read_record(run.expanduser())["config"]["optimizer"]["warmup_steps"]
     elif preset >= steps:
         warmup = steps // 10
         log.warning("The preset's warm-up of %d steps is cut to %d, a tenth of --steps %d.", preset, warmup, steps)

@@ -169,6 +169,28 @@ class UNetConfig:
         """Whether the network wants class labels."""
         return self.class_embed_type is not None or self.num_class_embeds is not None
 
+    @property
+    def num_classes(self) -> int:
+        """Rows of the table of classes; 0 for a network that has no such table."""
+        return (self.num_class_embeds or 0) if self.class_embed_type is None else 0
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the second half of the output channels is a learned variance."""
+        return self.out_channels == 2 * self.in_channels
+
+    def check_prediction(self) -> None:
+        """Refuse a network whose output is no prediction for an image.
+
+        Raises:
+            ValueError: it has neither as many output channels as the image nor twice as many.
+        """
+        check(
+            self.learns_variance or self.out_channels == self.in_channels,
+            f"The network's {self.out_channels} output channels are no prediction for the {self.in_channels} of an "
+            "image: there must be as many, or twice as many with a learned variance. `apply` returns them as they are.",
+        )
+
     def groups(self, channels: int) -> int:
         """Groups of the norms outside skip blocks; `norm_num_groups=None` means min(channels / 4, 32)."""
         return self.norm_num_groups or min(channels // 4, 32)

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ddpm_jax.files import read_json, whole_file, write_json
+from ddpm_jax.files import SET_FILE, read_json, whole_file, write_json
 from ddpm_jax.pixels import pixels_of, to_pil, to_uint8
+from ddpm_jax.validation import differences
 
-RECORD = "samples.json"
 ARCHIVE = "images.npz"
 PARTS = "parts"
 FORMATS = ("png", "npz")
@@ -78,7 +78,7 @@ class ImageSet:
             self._check(there)
         elif any(self._files()):
             raise FileExistsError(
-                f"{folder} holds {next(self._files()).name} but no {RECORD}: choose another --out, or --force."
+                f"{folder} holds {next(self._files()).name} but no {SET_FILE}: choose another --out, or --force."
             )
 
     def begin(self) -> None:
@@ -161,7 +161,7 @@ class ImageSet:
             np.save(file, images)
 
     def _write_record(self, *, complete: bool) -> None:
-        write_json(self.folder / RECORD, self.settings | {"num_images": self.num_images, "complete": complete})
+        write_json(self.folder / SET_FILE, self.settings | {"num_images": self.num_images, "complete": complete})
 
     def _check(self, there: dict[str, Any]) -> None:
         count = there.get("num_images", 0)
@@ -221,7 +221,7 @@ class ImageSet:
                     yield start, stop, path
 
     def _remove(self) -> None:
-        others = (self.folder / name for name in (RECORD, "grid.png", "sampling.gif"))
+        others = (self.folder / name for name in (SET_FILE, "grid.png", "sampling.gif"))
         for path in [*self._files(), *others]:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -235,18 +235,15 @@ def refuse_others(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     Raises:
         ValueError: its settings are others; they are named.
     """
-    path = folder / RECORD
+    path = folder / SET_FILE
     if not path.exists():
         return None
     there, here = read_json(path), json.loads(json.dumps(settings))
-    differences = [
-        f"{name} {there.get(name)!r} there, {here.get(name)!r} here"
-        for name in sorted((set(there) | set(here)) - set(_MAY_DIFFER))
-        if there.get(name) != here.get(name)
-    ]
-    if differences:
+    fixed = lambda items: {name: value for name, value in items.items() if name not in _MAY_DIFFER}
+    changed = differences(fixed(there), fixed(here))
+    if changed:
         raise ValueError(
-            f"{folder} holds a set with other settings: {'; '.join(differences)}. Choose another --out, or --force to "
+            f"{folder} holds a set with other settings: {'; '.join(changed)}. Choose another --out, or --force to "
             "start anew."
         )
     return there

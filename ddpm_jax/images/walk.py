@@ -7,18 +7,18 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from ddpm_jax.files import CHECKPOINT_FILE, PIPELINE_FILE, RUN_FILE, SET_FILE
 from ddpm_jax.images.picture import reason, suffixes
 
 # What marks a folder that this package, or diffusers, has written: nothing in it is data for another model.
-RUN, SET = "train.json", "samples.json"
 OURS = {
-    RUN: "of a training run",
-    SET: "of a set of samples",
-    "ddpm_jax.json": "of a checkpoint",
-    "model_index.json": "of a checkpoint",
+    RUN_FILE: "of a training run",
+    SET_FILE: "of a set of samples",
+    CHECKPOINT_FILE: "of a checkpoint",
+    PIPELINE_FILE: "of a checkpoint",
 }
 # Of a folder of ours that is named as the data itself: pictures that are many in one.
-_GRIDS = {SET: ("grid.png", "sampling.gif"), RUN: ("learning_curve.png", "samples")}
+_GRIDS = {SET_FILE: ("grid.png", "sampling.gif"), RUN_FILE: ("learning_curve.png", "samples")}
 _OF_THE_SYSTEM = (
     *("$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "__pycache__"),
     *("@eadir", "#recycle", "#snapshot", "@recently-snapshot", "thumbs.db", "ehthumbs.db", "desktop.ini"),

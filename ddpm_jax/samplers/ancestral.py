@@ -14,11 +14,10 @@ import numpy as np
 
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers.base import Table
-from ddpm_jax.samplers.effects import Acts
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis, eps_of
 from ddpm_jax.samplers.grids import Level, Process
 from ddpm_jax.types import Number
-from ddpm_jax.validation import check, is_number
+from ddpm_jax.validation import Rule, check, is_number
 
 VARIANCE_TYPES = (
     *("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
@@ -136,13 +135,12 @@ class DDIM(ChainSampler):
     use_clipped_model_output: bool = False
     set_alpha_to_one: bool = True
 
-    _acts: ClassVar[tuple[Acts, ...]] = (
-        Acts(
-            ("use_clipped_model_output",),
+    ACTS: ClassVar[dict[str, Rule]] = {
+        "use_clipped_model_output": Rule(
+            "x_0_hat is clipped, by `clip` or `thresholding`",
             lambda knobs: knobs.clip is not None or knobs.thresholding,
-            "where x_0_hat is clipped, by `clip` or `thresholding`",
         ),
-    )
+    }
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,61 +1,50 @@
-"""Which knobs of a sampler do nothing beside its others: they are refused, and dropped where a file brings them."""
+"""Knobs of a sampler that do nothing beside its other knobs: they are refused, or dropped where a file brings them."""
 
 import types
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from ddpm_jax.validation import check
-
-
-class Acts(NamedTuple):
-    """Say where some knobs act. Elsewhere only their defaults are taken.
-
-    Attributes:
-        names: the knobs.
-        where: tells it of all knobs; they may not be checked yet.
-        words: the same for people, after "it acts".
-    """
-
-    names: tuple[str, ...]
-    where: Callable[[Any], bool]
-    words: str
+from ddpm_jax.validation import Rule
 
 
-def idle_knobs(sampler: type, knobs: Mapping[str, Any]) -> dict[str, str]:
-    """Return the knobs that are set and do nothing beside the others, and where each would act.
+def idle_knobs(sampler: type, knobs: Mapping[str, Any]) -> dict[str, Rule]:
+    """Return the knobs that are set and do nothing beside the others, with the rule that says where each would act.
 
     Args:
-        sampler: a dataclass; `_acts` of it and of its parents are the rules.
-        knobs: those that are set.
+        sampler: a dataclass; ACTS of it and of its parents are the rules.
+        knobs: those that are set; they may not be checked yet.
 
     Example:
-        >>> idle_knobs(ddpm_jax.samplers.Heun, {"s_noise": 1.003})
-        {'s_noise': 'where `s_churn` is above 0'}
+        >>> idle_knobs(ddpm_jax.samplers.Heun, {"s_noise": 1.003})["s_noise"].words
+        '`s_churn` is above 0'
     """
     defaults = {name: field.default for name, field in sampler.__dataclass_fields__.items()}
     values = types.SimpleNamespace(**(defaults | knobs))
-    rules = (rule for parent in sampler.__mro__ for rule in vars(parent).get("_acts", ()))
     return {
-        name: words
-        for names, where, words in rules
-        for name in names
-        if name in knobs and knobs[name] != defaults[name] and not where(values)
+        name: rule
+        for parent in sampler.__mro__
+        for name, rule in vars(parent).get("ACTS", {}).items()
+        if name in knobs and knobs[name] != defaults[name] and not rule.holds(values)
     }
 
 
 def check_effects(sampler: Any) -> None:
-    """Refuse a sampler with a knob that does nothing."""
+    """Refuse a sampler with a knob that does nothing.
+
+    Raises:
+        ValueError: names the knob, its value, where it would act, and its default.
+    """
     fields = type(sampler).__dataclass_fields__
-    for name, words in idle_knobs(type(sampler), {name: getattr(sampler, name) for name in fields}).items():
+    for name, rule in idle_knobs(type(sampler), {name: getattr(sampler, name) for name in fields}).items():
         value, default = getattr(sampler, name), fields[name].default
-        check(
-            False,
-            f"`{name}` does nothing here, set to {value!r}: it acts {words}. Leave it at its default, {default!r}.",
+        raise ValueError(
+            f"`{name}` does nothing here, set to {value!r}: it acts where {rule.words}. Leave it at its default, "
+            f"{default!r}."
         )
 
 
 def with_effects(sampler: type, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-    """Return a sampler with its own knobs, as of a file, and given ones, which win and switch off own ones.
+    """Return a sampler with knobs of its file and given ones; given ones win, and idle ones of the file are dropped.
 
     Example:
         >>> own = {"timestep_spacing": "leading", "steps_offset": 1}

@@ -20,11 +20,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.samplers.effects import Acts
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis, eps_of
 from ddpm_jax.samplers.grids import Level, Process
 from ddpm_jax.types import Number
-from ddpm_jax.validation import check, is_int, is_number
+from ddpm_jax.validation import Rule, check, is_int, is_number
 
 SOLVER_TYPES = ("midpoint", "heun")
 # Fewer steps than this count as few, and `lower_order_final` ends them with lower orders (Lu et al. 2022b).
@@ -155,14 +154,13 @@ class ExponentialSampler(GridSampler):
     final_sigmas_type: str = "zero"
     lambda_min_clipped: Number = -np.inf
 
-    _acts: ClassVar[tuple[Acts, ...]] = (
-        Acts(
-            ("lower_order_final",),
-            _lowers,
-            "where `solver_order` is 3, or 2 and `final_sigmas_type` 'sigma_min'; in the singlestep form where that is "
+    ACTS: ClassVar[dict[str, Rule]] = {
+        "lower_order_final": Rule(
+            "`solver_order` is 3, or 2 and `final_sigmas_type` 'sigma_min'; in the singlestep form where that is "
             "'sigma_min'",
+            _lowers,
         ),
-    )
+    }
     _clean_last: ClassVar[bool] = False
     _orders: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
@@ -237,14 +235,15 @@ class DPMSolver(MultistepSampler):
     singlestep: bool = False
     euler_at_final: bool = False
 
-    _acts: ClassVar[tuple[Acts, ...]] = (
-        Acts(("solver_type", "singlestep"), lambda knobs: knobs.solver_order != 1, "where `solver_order` is 2 or 3"),
-        Acts(
-            ("euler_at_final",),
-            lambda knobs: not knobs.singlestep and knobs.solver_order != 1 and knobs.final_sigmas_type == "sigma_min",
-            "where `singlestep` is false, `solver_order` 2 or 3 and `final_sigmas_type` 'sigma_min'",
+    ACTS: ClassVar[dict[str, Rule]] = {
+        **dict.fromkeys(
+            ("solver_type", "singlestep"), Rule("`solver_order` is 2 or 3", lambda knobs: knobs.solver_order != 1)
         ),
-    )
+        "euler_at_final": Rule(
+            "`singlestep` is false, `solver_order` 2 or 3 and `final_sigmas_type` 'sigma_min'",
+            lambda knobs: not knobs.singlestep and knobs.solver_order != 1 and knobs.final_sigmas_type == "sigma_min",
+        ),
+    }
     _algorithms: ClassVar[tuple[str, ...]] = ("dpmsolver", "sde-dpmsolver")
 
     def __post_init__(self):
@@ -363,14 +362,16 @@ class UniPC(MultistepSampler):
     corrector: bool = True
     disable_corrector: tuple[int, ...] = ()
 
-    _acts: ClassVar[tuple[Acts, ...]] = (
-        Acts(
+    ACTS: ClassVar[dict[str, Rule]] = {
+        **dict.fromkeys(
             ("solver_type", "predict_x0"),
-            lambda knobs: knobs.corrector or knobs.solver_order != 1,
-            "where `corrector` is true, or `solver_order` 2 or 3",
+            Rule(
+                "`corrector` is true, or `solver_order` 2 or 3",
+                lambda knobs: knobs.corrector or knobs.solver_order != 1,
+            ),
         ),
-        Acts(("disable_corrector",), lambda knobs: knobs.corrector, "where `corrector` is true"),
-    )
+        "disable_corrector": Rule("`corrector` is true", lambda knobs: knobs.corrector),
+    }
 
     def __post_init__(self):
         super().__post_init__()

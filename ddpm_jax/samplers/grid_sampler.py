@@ -10,11 +10,11 @@ import numpy as np
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.base import Sampler, Table
-from ddpm_jax.samplers.effects import Acts, check_effects
+from ddpm_jax.samplers.effects import check_effects
 from ddpm_jax.samplers.grids import Level, Process
-from ddpm_jax.schedule import prediction_coefficients
+from ddpm_jax.schedule import output_coefficients
 from ddpm_jax.types import Number
-from ddpm_jax.validation import check, is_number
+from ddpm_jax.validation import Rule, check, is_number
 
 
 class Row(NamedTuple):
@@ -101,29 +101,23 @@ class GridSampler(Sampler):
     _clean_last: ClassVar[bool] = True
     _finite: ClassVar[bool] = True
 
-    _acts: ClassVar[tuple[Acts, ...]] = (
-        Acts(
+    # Where a knob acts that does nothing elsewhere; subclasses add theirs.
+    ACTS: ClassVar[dict[str, Rule]] = {
+        **dict.fromkeys(
             ("dynamic_thresholding_ratio", "sample_max_value"),
-            lambda knobs: knobs.thresholding,
-            "where `thresholding` is true",
+            Rule("`thresholding` is true", lambda knobs: knobs.thresholding),
         ),
-        Acts(("clip",), lambda knobs: knobs.clip is None or not knobs.thresholding, "where `thresholding` is false"),
-        Acts(
-            ("steps_offset",),
-            lambda knobs: knobs.timestep_spacing == "leading",
-            "where `timestep_spacing` is 'leading'",
+        "clip": Rule("`thresholding` is false", lambda knobs: knobs.clip is None or not knobs.thresholding),
+        "timestep_spacing": Rule("no `timesteps` are given", lambda knobs: knobs.timesteps is None),
+        "steps_offset": Rule(
+            "`timestep_spacing` is 'leading' and no `timesteps` are given",
+            lambda knobs: knobs.timestep_spacing == "leading" and knobs.timesteps is None,
         ),
-        Acts(
-            ("timestep_spacing", "steps_offset"),
-            lambda knobs: knobs.timesteps is None,
-            "where no `timesteps` are given",
-        ),
-        Acts(
-            ("num_steps",),
+        "num_steps": Rule(
+            "no `timesteps` are given, whose number it would be",
             lambda knobs: knobs.timesteps is None or knobs.num_steps == len(knobs.timesteps),
-            "where no `timesteps` are given, whose number it would be",
         ),
-    )
+    }
 
     def __post_init__(self):
         clip, quantile, most = self.clip, self.dynamic_thresholding_ratio, self.sample_max_value
@@ -214,6 +208,4 @@ class GridSampler(Sampler):
 
 def _coefficients(schedule: ScheduleConfig, level: Level) -> tuple[float, float, float, float]:
     """Return (a, b, c, d): x_0_hat = a x + b out and eps_hat = c x + d out."""
-    if schedule.kind == "ve":  # the output is the score, -eps / sigma   (Song et al. 2021)
-        return 1.0, level.sigma**2, 0.0, -level.sigma
-    return prediction_coefficients(schedule.prediction_type, np.float64(level.signal) ** 2)
+    return output_coefficients(schedule, level.sigma if schedule.kind == "ve" else np.float64(level.signal) ** 2)

@@ -14,12 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from ddpm_jax.samplers.effects import Acts
 from ddpm_jax.samplers.exponential import gauss_legendre, lagrange
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis, eps_of, moved
 from ddpm_jax.samplers.grids import Level, Process
 from ddpm_jax.types import Number
-from ddpm_jax.validation import check, is_int, is_number
+from ddpm_jax.validation import Rule, check, is_int, is_number
 
 SQRT_2 = np.sqrt(2.0)
 
@@ -71,8 +70,8 @@ class ChurningSampler(KSampler):
     s_tmax: Number = np.inf
     s_noise: Number = 1.0
 
-    _acts: ClassVar[tuple[Acts, ...]] = (
-        Acts(("s_tmin", "s_tmax", "s_noise"), lambda knobs: knobs.s_churn != 0, "where `s_churn` is above 0"),
+    ACTS: ClassVar[dict[str, Rule]] = dict.fromkeys(
+        ("s_tmin", "s_tmax", "s_noise"), Rule("`s_churn` is above 0", lambda knobs: knobs.s_churn != 0)
     )
 
     def __post_init__(self):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 from ddpm_jax.config import SamplerConfig, scheduler_from_dict
+from ddpm_jax.config.schedulers import CLIP_KEYS, record_of
 from ddpm_jax.samplers.ancestral import DDIM, DDPM
 from ddpm_jax.samplers.base import Sampler
 from ddpm_jax.samplers.effects import with_effects
@@ -42,96 +43,12 @@ SAMPLERS: dict[str, type[Sampler]] = {
 FAST = DPMSolverPP(solver_order=3, clip=1.0)
 
 
-class _Scheduler(NamedTuple):
-    """How a scheduler of diffusers becomes a sampler.
-
-    Attributes:
-        sampler: the class.
-        keys: what it takes of a config, the forward process and what is below left out. Its file may hold the keys
-            of other schedulers too.
-        knobs: what its default differs in.
-        clips: what `clip_sample` is where it is absent; None where the scheduler does not know it.
-        neutral: items that are not built, with the values that ask for nothing.
-    """
-
-    sampler: type[Sampler]
-    keys: tuple[str, ...] = ()
-    knobs: dict[str, Any] = {}
-    clips: bool | None = None
-    neutral: dict[str, tuple] = {}
-
-
-_OFF = (False, None)
-_FLOW = {"use_flow_sigmas": _OFF, "use_dynamic_shifting": _OFF}
-_SIGMA_RANGE = {"sigma_min": (None,), "sigma_max": (None,)}
-_EULER = {"interpolation_type": ("linear", None), "timestep_type": ("discrete", None), **_SIGMA_RANGE}
-
-_THRESHOLDING = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
-_GRID = ("timestep_spacing", "steps_offset")
-_CLIP = ("clip_sample", "clip_sample_range")
-_RATIOS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-_SOLVER = ("solver_order", "solver_type", "lower_order_final", *_THRESHOLDING, *_RATIOS)
-_DPM = (*_SOLVER, "algorithm_type", "final_sigmas_type", "lambda_min_clipped")
-
-_DDPM = _Scheduler(DDPM, ("variance_type", *_GRID, *_THRESHOLDING), clips=True)
-_DDIM = _Scheduler(DDIM, ("set_alpha_to_one", *_GRID, *_THRESHOLDING), clips=True)
-_SCHEDULERS = {
-    "DDPMScheduler": _DDPM,
-    "DDPMParallelScheduler": _DDPM,
-    "UnCLIPScheduler": _Scheduler(
-        DDPM, ("variance_type",), {"timestep_spacing": "linspace", "variance_type": "fixed_small_log"}, clips=True
-    ),
-    "DDIMScheduler": _DDIM,
-    "DDIMParallelScheduler": _DDIM,
-    "PNDMScheduler": _Scheduler(PNDM, ("skip_prk_steps", "set_alpha_to_one", *_GRID)),
-    "DPMSolverMultistepScheduler": _Scheduler(
-        DPMSolverPP, (*_DPM, *_GRID, "euler_at_final", "use_lu_lambdas"), neutral=_FLOW
-    ),
-    "DPMSolverSinglestepScheduler": _Scheduler(
-        DPMSolverPP, _DPM, {"singlestep": True, "lower_order_final": False}, neutral=_FLOW
-    ),
-    "DEISMultistepScheduler": _Scheduler(
-        DEIS, (*_SOLVER, *_GRID, "algorithm_type"), {"final_sigmas_type": "sigma_min"}, neutral=_FLOW
-    ),
-    "UniPCMultistepScheduler": _Scheduler(
-        UniPC,
-        (*_SOLVER, *_GRID, "predict_x0", "disable_corrector", "final_sigmas_type"),
-        neutral={**_FLOW, **_SIGMA_RANGE, "solver_p": (None,)},
-    ),
-    "EulerDiscreteScheduler": _Scheduler(Euler, (*_RATIOS, *_GRID, "final_sigmas_type"), neutral=_EULER),
-    "EulerAncestralDiscreteScheduler": _Scheduler(EulerAncestral, _GRID),
-    "HeunDiscreteScheduler": _Scheduler(Heun, (*_RATIOS, *_GRID), clips=False),
-    "KDPM2DiscreteScheduler": _Scheduler(KDPM2, (*_RATIOS, *_GRID)),
-    "KDPM2AncestralDiscreteScheduler": _Scheduler(KDPM2Ancestral, (*_RATIOS, *_GRID)),
-    "LMSDiscreteScheduler": _Scheduler(LMS, (*_RATIOS, *_GRID)),
-    "ScoreSdeVeScheduler": _Scheduler(ScoreSdeVe, ("snr", "sampling_eps", "correct_steps")),
-    "KarrasVeScheduler": _Scheduler(KarrasVe, ("s_noise", "s_churn", "s_min", "s_max")),
-}
+# Grids of noise levels, by the config key that asks for them.
 _RATIO_GRIDS = {
     "use_karras_sigmas": "karras",
     "use_lu_lambdas": "logsnr",
     "use_exponential_sigmas": "exponential",
     "use_beta_sigmas": "beta",
-}
-_CONSISTENCY = "it is for distilled models, which are not offered"
-_EDM = "its networks are preconditioned in another way (EDM), which is not offered"
-_FLOW_MATCHING = "it is for flow matching, which is not offered"
-_WHY_NOT = {
-    "DDIMInverseScheduler": "it goes from images to noise: use `ddpm_jax.invert`",
-    "DPMSolverMultistepInverseScheduler": "it goes from images to noise: use `ddpm_jax.invert`",
-    "DPMSolverSDEScheduler": "Brownian-tree noise is not offered; "
-    "DPMSolverPP(algorithm_type='sde-dpmsolver++', singlestep=True) is near it",
-    "LCMScheduler": _CONSISTENCY,
-    "TCDScheduler": _CONSISTENCY,
-    "CMStochasticIterativeScheduler": _CONSISTENCY,
-    "EDMEulerScheduler": _EDM,
-    "EDMDPMSolverMultistepScheduler": _EDM,
-    "FlowMatchEulerDiscreteScheduler": _FLOW_MATCHING,
-    "FlowMatchHeunDiscreteScheduler": _FLOW_MATCHING,
-    "IPNDMScheduler": "PNDM(skip_prk_steps=True) is the same method on the usual grids",
-    "RePaintScheduler": "inpainting is not offered",
-    "SASolverScheduler": "that solver is not offered; DPMSolverPP(algorithm_type='sde-dpmsolver++') is near it",
-    "ScoreSdeVpScheduler": "its continuous process is not offered",
 }
 
 
@@ -160,7 +77,7 @@ def has_sampler(config: SamplerConfig) -> bool:
         >>> has_sampler(ddpm_jax.load("digits-16").config.sampler)
         True
     """
-    return config.class_name in _SCHEDULERS
+    return record_of(config.class_name).sampler is not None
 
 
 def from_config(config: dict[str, Any] | SamplerConfig, **knobs: Any) -> Sampler:
@@ -199,48 +116,36 @@ def named(config: dict[str, Any] | SamplerConfig) -> tuple[type[Sampler], dict[s
     """
     if not isinstance(config, SamplerConfig):
         _, config = scheduler_from_dict(config)
-    class_name, items = config.class_name, dict(config.items)
-    if class_name not in _SCHEDULERS:
-        why = _WHY_NOT.get(class_name, "its networks or its method are not offered")
+    record = record_of(config.class_name)
+    if record.sampler is None:
         raise ValueError(
-            f"The checkpoint's scheduler, {class_name}, has no sampler here: {why}. Pass one of SAMPLERS "
-            f"({', '.join(SAMPLERS)}) as `sampler`; `apply` works with any checkpoint."
+            f"The checkpoint's scheduler, {config.class_name}, has no sampler here: {record.why_not}. Pass one of "
+            f"SAMPLERS ({', '.join(SAMPLERS)}) as `sampler`; `apply` works with any checkpoint."
         )
-    scheduler = _SCHEDULERS[class_name]
-    sampler = scheduler.sampler
-    items = {name: value for name, value in items.items() if name in (*scheduler.keys, *_CLIP, *scheduler.neutral)}
-    if sampler is DPMSolverPP and items.get("algorithm_type") in ("dpmsolver", "sde-dpmsolver"):
-        sampler = DPMSolver
+    read = (*record.keys, *CLIP_KEYS, *record.neutral)
+    items = {name: value for name, value in config.items if name in read}
+    for name, values in record.replaced.items():
+        if items.get(name) in values:
+            items[name] = values[items[name]]
+    sampler = SAMPLERS[record.by_algorithm.get(items.get("algorithm_type"), record.sampler)]
     names = {field.name for field in dataclasses.fields(sampler)} - {"timesteps", "clip"}
-    knobs = scheduler.knobs | {name: value for name, value in items.items() if name in names and value is not None}
-    ignored = [name for name, values in scheduler.neutral.items() if items.get(name) not in values]
+    given = {record.renamed.get(name, name): value for name, value in items.items() if value is not None}
+    knobs = {**record.knobs, **{name: value for name, value in given.items() if name in names}}
+    ignored = [name for name, values in record.neutral.items() if items.get(name) not in values]
 
-    if scheduler.clips is not None and items.get("clip_sample", scheduler.clips):
+    if record.clips is not None and items.get("clip_sample", record.clips):
         clip_range = items.get("clip_sample_range")
         knobs["clip"] = 1.0 if clip_range is None else clip_range
-    elif scheduler.clips is not None:
+    elif record.clips is not None:
         knobs["clip"] = None
     grids = [grid for name, grid in _RATIO_GRIDS.items() if items.get(name)]
     if grids:
         if knobs.get("timestep_spacing", "linspace") != "linspace" and issubclass(sampler, Euler | Heun | KDPM2 | LMS):
             ignored.append("timestep_spacing")  # there it would shorten the range of the noise levels
         knobs["timestep_spacing"] = grids[0]
-    _rename_solver(sampler, knobs)
-    if sampler is KarrasVe:
-        knobs |= {ours: items[name] for name, ours in (("s_min", "s_tmin"), ("s_max", "s_tmax")) if name in items}
     if ignored:
         settings = ", ".join(f"{name}={items[name]!r}" for name in ignored)
-        warnings.warn(f"{sampler.__name__} cannot honour these settings of {class_name}: {settings}.", stacklevel=2)
+        warnings.warn(
+            f"{sampler.__name__} cannot honour these settings of {config.class_name}: {settings}.", stacklevel=2
+        )
     return sampler, knobs
-
-
-def _rename_solver(sampler: type[Sampler], knobs: dict[str, Any]) -> None:
-    """Map the solver names of a neighbouring scheduler as diffusers does, when a config was made from another's."""
-    solver = knobs.get("solver_type")
-    if issubclass(sampler, DPMSolver):
-        if knobs.get("algorithm_type") == "deis":
-            knobs["algorithm_type"] = "dpmsolver++"
-        if solver in ("bh1", "bh2", "logrho"):
-            knobs["solver_type"] = "midpoint"
-    elif sampler is UniPC and solver in ("midpoint", "heun", "logrho"):
-        knobs["solver_type"] = "bh2"

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ddpm_jax.config import ScheduleConfig
-from ddpm_jax.samplers.effects import Acts
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis
 from ddpm_jax.samplers.grids import Level, Process
 from ddpm_jax.types import Number
-from ddpm_jax.validation import check, is_int, is_number
+from ddpm_jax.validation import Rule, check, is_int, is_number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +42,9 @@ class ScoreSdeVe(GridSampler):
     correct_steps: int = 1
     sampling_eps: Number = 1e-5
 
-    _acts: ClassVar[tuple[Acts, ...]] = (
-        Acts(("snr",), lambda knobs: knobs.correct_steps != 0, "where `correct_steps` is above 0"),
-    )
+    ACTS: ClassVar[dict[str, Rule]] = {
+        "snr": Rule("`correct_steps` is above 0", lambda knobs: knobs.correct_steps != 0),
+    }
 
     def __post_init__(self):
         super().__post_init__()

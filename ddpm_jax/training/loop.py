@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import logging
 import shutil
 import signal
@@ -19,7 +18,7 @@ from ddpm_jax import checkpoint, compilation, plotting, sampling, sharding
 from ddpm_jax.checkpoint.folder import CHECKPOINTS, first_line, read_config, steps_in, write_config
 from ddpm_jax.config import Config
 from ddpm_jax.extras import need
-from ddpm_jax.files import check_local, write_json
+from ddpm_jax.files import RUN_FILE, check_local, versions, write_json
 from ddpm_jax.images.source import Source, UnreadableImage
 from ddpm_jax.images.walk import shown
 from ddpm_jax.losses import check_objective, traced_per_image
@@ -33,7 +32,7 @@ from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.data import Batch, Batches, centred, open_data
 from ddpm_jax.training.data_record import changes, facts, write_files
 from ddpm_jax.training.network import advice_on_channels, check_resolution, network, own_channels, own_resolution
-from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS, finished, look_at, tidy
+from ddpm_jax.training.run_folder import SNAPSHOTS, finished, look_at, tidy
 from ddpm_jax.training.settings import RunConfig, TrainConfig, check_new_run
 from ddpm_jax.training.step import Run, TrainState, abstract, compiled, create
 from ddpm_jax.types import PyTree
@@ -139,13 +138,13 @@ def _train(config: TrainConfig, folder: Path, resume: bool) -> Params:
             "broken": [shown(path) for path in source.broken],
             "parameters": count(layout(described.unet).weights),
             "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
-            "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax", "flax", "optax")},
+            "versions": versions("ddpm-jax", "jax", "flax", "optax"),
         }
         if before is None:  # of a run that was stopped before its first checkpoint
             shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
         write_files(source, folder)
-        write_json(folder / RECORD, record)
-        write_config(described, folder, {"trained_by": RECORD})
+        write_json(folder / RUN_FILE, record)
+        write_config(described, folder, {"trained_by": RUN_FILE})
 
     if jax.process_index() == 0:
         for line in (changed, source.describe(), held_out and f"Held out: {held_out.describe()}"):
@@ -338,8 +337,8 @@ class _Trainer:
 
     def _grid(self, weights: PyTree) -> np.ndarray:
         settings, unet = self.run.config.run, self.run.network.unet
-        count, total = unet.num_class_embeds, self.run.network.schedule.num_train_timesteps
-        labels = None if count is None else np.arange(settings.num_samples) % count
+        count, total = unet.num_classes, self.run.network.schedule.num_train_timesteps
+        labels = np.arange(settings.num_samples) % count if count else None
         images = sampling.sample(
             Params(weights, self.run.network),
             key_from_seed(settings.seed),
@@ -394,7 +393,7 @@ def _what_to_train(config: TrainConfig, source: Source) -> tuple[Config, PyTree]
     )
     allowed = (classes + 1,) if dropped else (classes, classes + 1) if classes else (0,)
     check(
-        unet.class_embed_type is None and (unet.num_class_embeds or 0) in allowed,
+        unet.class_embed_type is None and unet.num_classes in allowed,
         f"--init {config.model.init} has {unet.num_class_embeds or 'no'} classes; the data has {classes or 'none'}"
         f"{' (and one more row for none)' if dropped else ''}.",
     )

@@ -5,7 +5,7 @@ import dataclasses
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.files import read_json
 from ddpm_jax.training.settings import ModelConfig, TrainConfig
-from ddpm_jax.validation import check, is_int
+from ddpm_jax.validation import check, differences, is_int
 
 
 def own_resolution(model: ModelConfig) -> int | None:
@@ -61,11 +61,8 @@ def network(config: TrainConfig, resolution: int, channels: int, classes: tuple[
     }
     if model.model_config is not None:
         items = {name: value for name, value in read_json(model.model_config).items() if not name.startswith("_")}
-        other = [
-            f"{name} {items[name]!r} there, {value!r} of the data"
-            for name, value in common.items()
-            if name != "sample_size" and items.get(name, value) != value
-        ]
+        of_data = {name: value for name, value in common.items() if name in items and name != "sample_size"}
+        other = differences({name: items[name] for name in of_data}, of_data, place="of the data")
         advice = advice_on_channels(items.get("in_channels", channels), channels)
         check(not other, f"{model.model_config} does not fit: {'; '.join(other)}.{advice}")
         unet = UNetConfig.from_dict(items | common)

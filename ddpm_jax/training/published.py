@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, read_weights, steps_in
-from ddpm_jax.files import check_local, read_json
+from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, read_record, read_weights, steps_in
+from ddpm_jax.files import check_local
 from ddpm_jax.images.walk import shown
 from ddpm_jax.params import Params
 from ddpm_jax.training import ema, logs
-from ddpm_jax.training.run_folder import RECORD, SNAPSHOTS
+from ddpm_jax.training.run_folder import SNAPSHOTS
 from ddpm_jax.validation import check
 
 _UNCONDITIONAL = """from diffusers import DDPMPipeline
@@ -59,22 +59,6 @@ def average(run: str | Path, length: float, *, step: int | None = None) -> Param
         scaled = jax.tree.map(lambda leaf, share=share: np.float64(share) * leaf, tree)
         total = scaled if total is None else jax.tree.map(np.add, total, scaled)
     return Params(jax.tree.map(lambda leaf: jax.device_put(leaf.astype(np.float32)), total), config)
-
-
-def read_record(run: Path) -> dict[str, Any]:
-    """Return what a run's train.json says.
-
-    Raises:
-        FileNotFoundError: the folder is no run.
-    """
-    if not is_run(run):
-        raise FileNotFoundError(f"{run} is no training run: it has no {RECORD}.")
-    return read_json(run / RECORD)
-
-
-def is_run(folder: Path) -> bool:
-    """Tell whether a folder is that of a training run."""
-    return (folder / RECORD).is_file()
 
 
 def card(run: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ddpm_jax import sharding
 from ddpm_jax.checkpoint.folder import CHECKPOINTS, read_config, read_weights, steps_in
-from ddpm_jax.files import LOCK, read_json
+from ddpm_jax.files import LOCK, RUN_FILE, read_json
 from ddpm_jax.params import Params
 from ddpm_jax.training import logs
 from ddpm_jax.training.checkpoints import remove_leftovers
@@ -16,13 +16,12 @@ from ddpm_jax.validation import check
 
 log = logging.getLogger(__name__)
 
-RECORD = "train.json"
 SNAPSHOTS = "snapshots"
 
 
 def look_at(folder: Path, config: TrainConfig, resume: bool) -> dict[str, Any] | None:
     """Return the record of the run that is to go on, or None for a new one; refuse what is in the way."""
-    if not (folder / RECORD).exists():
+    if not (folder / RUN_FILE).exists():
         if any(name != LOCK and not name.endswith(".partial") for name in os.listdir(folder)):
             raise FileExistsError(f"{folder} holds something else than a run; choose another `out`.")
         return None
@@ -31,7 +30,7 @@ def look_at(folder: Path, config: TrainConfig, resume: bool) -> dict[str, Any] |
     done = max(steps_in(folder / CHECKPOINTS), default=None)
     if done is None:
         return None  # it was stopped before its first checkpoint, and is begun anew
-    before = read_json(folder / RECORD)
+    before = read_json(folder / RUN_FILE)
     changed = differences(before["config"], config)
     check(not changed, f"{folder} holds a run with other settings: {'; '.join(changed)}.")
     check(

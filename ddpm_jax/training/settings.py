@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ddpm_jax import validation
 from ddpm_jax.config import (
     DIFFUSERS_BETA_SCHEDULES,
     ORIGINAL_BETA_SCHEDULES,
@@ -385,13 +386,11 @@ def differences(record: dict[str, Any], config: TrainConfig) -> list[str]:
     for group in dataclasses.fields(config):
         settings, there = getattr(config, group.name), record.get(group.name, {})
         for field in dataclasses.fields(settings):
-            now = getattr(settings, field.name)
-            before = freeze(there.get(field.name, field.default))
+            before, now = there.get(field.name, field.default), getattr(settings, field.name)
             fixed = field.name not in MAY_CHANGE or (field.name == "steps" and rate != "constant")
-            same = before == now or str(before) == str(now)  # a path is a string there
-            if fixed and not same and _acts(config, settings, group.name, field.name):
+            if fixed and _acts(config, settings, group.name, field.name):
                 why = f" (the learning rate is {rate})" if field.name == "steps" else ""
-                lines.append(f"{field.name} {before!r} there, {now!r} here{why}")
+                lines += [f"{line}{why}" for line in validation.differences({field.name: before}, {field.name: now})]
         unknown = set(there) - {field.name for field in dataclasses.fields(settings)}
         lines += [f"{name} {there[name]!r} there, unknown to this version" for name in sorted(unknown)]
     return lines

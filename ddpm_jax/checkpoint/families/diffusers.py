@@ -1,20 +1,24 @@
-"""diffusers' folders: finding the files of a UNet2DModel, reading and writing them.
+"""The family of diffusers: UNet2DModel checkpoints in its folders and as state dicts, read and written.
 
-The one place that imports safetensors. Files are chosen from a list of names, so that a repository that is not yet
-downloaded is understood exactly as a folder is.
+The one place that imports safetensors.
 """
 
 import dataclasses
 import re
 import warnings
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from ddpm_jax.checkpoint.state_dict import from_state_dict, to_state_dict
+from ddpm_jax.checkpoint.families.diffusers_files import WEIGHTS_STEM, Files
+from ddpm_jax.checkpoint.families.diffusers_names import from_torch, new_name, roots_of, to_torch, torch_name
+from ddpm_jax.checkpoint.tensors import named_leaves, raise_if_misfits, raise_if_not_finite
 from ddpm_jax.checkpoint.torch_pickle import read_torch_pickle
+from ddpm_jax.checkpoint.unwrap import as_array, network_in
 from ddpm_jax.config import (
     DIFFUSERS_BETA_SCHEDULES,
     Config,
@@ -24,12 +28,13 @@ from ddpm_jax.config import (
     scheduler_from_dict,
     scheduler_to_dict,
 )
-from ddpm_jax.files import read_json, stored, write_json
+from ddpm_jax.config.schedulers import record_of
+from ddpm_jax.files import PIPELINE_FILE, read_json, stored, write_json
+from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params
 from ddpm_jax.schedule import betas
 from ddpm_jax.validation import freeze
 
-WEIGHTS = "diffusion_pytorch_model"
 # Of a pipeline's other components, by name or class: those that give the UNet's input or output another meaning, and
 # those that only look at the finished images.
 _CHANGING = re.compile("(?i)vae|vq|latent|encoder|decoder|tokenizer|text|prior|controlnet|adapter")
@@ -39,118 +44,82 @@ _LFS_POINTER = b"version https://git-lfs"
 _DIFFUSERS_VERSION = "0.42.1"
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Where a checkpoint keeps its files, as paths below its root.
-
-    Attributes:
-        config: the UNet's config.json.
-        scheduler: scheduler_config.json, or None where there is none.
-        weights: the weights' files: one, or all shards.
-        index: the index of the shards, or None.
-        pipeline: model_index.json, or None.
-    """
-
-    config: str
-    scheduler: str | None
-    weights: tuple[str, ...]
-    index: str | None = None
-    pipeline: str | None = None
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        """All files that must be there."""
-        optional = [name for name in (self.scheduler, self.index, self.pipeline) if name]
-        return (self.config, *optional, *self.weights)
+def recognises(names: Collection[str]) -> bool:
+    """Tell that this is the family of whatever none before it has recognised: the config says what is missing."""
+    return True
 
 
-def find_files(names: Collection[str], *, variant: str | None = None, ema: bool | None = None) -> Files:
-    """Find a checkpoint's files among the names below its root.
+def read(leaves: Mapping[str, Any], config: Config) -> Params:
+    """Return Params with the weights among the leaves of a state dict; see `from_state_dict`."""
+    shapes = named_leaves(layout(config.unet).weights)
+    expected = {torch_name(path): path for path in shapes}
+    state_dict = _network_tensors(leaves, expected)
+    wanted = {name: to_torch(path, _hollow(shapes[path])).shape for name, path in expected.items()}
+    raise_if_misfits({name: value.shape for name, value in state_dict.items()}, wanted)
+    raise_if_not_finite(state_dict)
+    weights: dict = {}
+    for name, path in expected.items():
+        node = weights
+        for module in path[:-1]:
+            node = node.setdefault(module, {})
+        value = from_torch(path, state_dict.pop(name))  # so that the file's copy shrinks as ours grows
+        # a copy in any case: JAX may share the memory of what it is given
+        node[path[-1]] = jax.device_put(np.array(value, np.float32, order="C"))
+    return Params(weights=weights, config=config)
 
-    Filess: config and weights at the root (google/ddpm-*); a pipeline's `unet/` and `scheduler/`; a bare
-    `unet/` folder given as the root; training output with `unet_ema/`.
 
-    Args:
-        names: relative paths with forward slashes.
-        variant: "fp16" looks for diffusion_pytorch_model.fp16.safetensors, and so on.
-        ema: True takes `unet_ema/`, False `unet/`, None `unet/` and else `unet_ema/`.
+def _network_tensors(leaves: Mapping[str, Any], expected: Collection[str]) -> dict[str, np.ndarray]:
+    """Return the network's tensors as arrays, by the names of today."""
+    roots = roots_of(expected)
+    known = lambda name: name.partition(".")[0] in roots and new_name(name) in expected
+    own, others = network_in(leaves, known)
+    groups = Counter(name.partition(".")[0] for name in others if getattr(leaves[name], "shape", ()))
+    if groups:
+        listed = ", ".join(f"`{group}` ({count})" for group, count in groups.items())
+        warnings.warn(f"The network's tensors are read; left out are those of {listed}.", stacklevel=4)
+    return _upgraded({name: as_array(name, value) for name, value in own.items()})
+
+
+def _upgraded(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Bring the names of old diffusers versions up to date, free them of wrappers, and drop what was saved twice.
 
     Raises:
-        FileNotFoundError: no config, no weights, no such variant, no EMA; says where it looked.
+        ValueError: two tensors of the same new name that differ.
+    """
+    result: dict[str, np.ndarray] = {}
+    for name, value in state_dict.items():
+        new = new_name(name)
+        if new in result and not np.array_equal(result[new], value, equal_nan=True):
+            raise ValueError(f"The weights hold `{new}` twice, once as `{name}`, with different values.")
+        result[new] = value
+    return result
+
+
+def _hollow(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """An array of that shape without memory of its own."""
+    return np.broadcast_to(np.float32(0), leaf.shape)
+
+
+def to_state_dict(params: Params) -> dict[str, np.ndarray]:
+    """Return the weights under the names and axes of diffusers' `UNet2DModel`, as contiguous numpy arrays.
 
     Example:
-        >>> find_files(["config.json", "scheduler_config.json", "diffusion_pytorch_model.bin"]).weights
-        ('diffusion_pytorch_model.bin',)
+        >>> to_state_dict(ddpm_jax.load("digits-16"))["conv_in.weight"].shape
+        (32, 1, 3, 3)
     """
-    names = set(names)
-    roots = {True: ["unet_ema/"], False: ["unet/", ""], None: ["unet/", "", "unet_ema/"]}[ema]
-    with_config = [root for root in roots if f"{root}config.json" in names]
-    if not with_config:
-        where = " or ".join(f"{root}config.json" for root in roots)
-        raise FileNotFoundError(
-            f"There is no {where} among {_some(names)}: this is no UNet2DModel checkpoint"
-            f"{' with EMA weights' if ema else ''}."
-        )
-    root = with_config[0]
-    schedulers = ("scheduler/scheduler_config.json", "scheduler_config.json")
-    scheduler = next((name for name in schedulers if name in names), None)
-    pipeline = "model_index.json" if "model_index.json" in names else None
-    stem = f"{root}{WEIGHTS}"
-    for extension in ("safetensors", "bin"):
-        index = _index_name(names, stem, extension, variant)
-        if index is not None:
-            # their names stand in the index, which may not be downloaded yet: take all that look like them
-            shape = r"-\d+-of-\d+"
-            word = re.escape(variant or "")
-            parts = rf"(\.{word}{shape}|{shape}\.{word})" if variant else shape
-            pattern = re.compile(rf"{re.escape(stem)}{parts}\.{extension}")
-            shards = tuple(sorted(filter(pattern.fullmatch, names)))
-            return Files(f"{root}config.json", scheduler, shards, index, pipeline)
-        single = f"{stem}.{variant}.{extension}" if variant else f"{stem}.{extension}"
-        if single in names:
-            return Files(f"{root}config.json", scheduler, (single,), None, pipeline)
-    wanted = f"{WEIGHTS}.{variant}" if variant else WEIGHTS
-    others = sorted(
-        name for name in names if re.fullmatch(rf"{re.escape(root)}[^/]+\.(safetensors|bin|pt|pth|ckpt)", name)
-    )
-    raise FileNotFoundError(
-        f"There is no {root}{wanted}.safetensors or .bin among {_some(names)}."
-        + (_variants(names, stem) or (f" Should {others[0]} have that name?" if others else ""))
-    )
+    return {
+        torch_name(path): np.ascontiguousarray(to_torch(path, np.asarray(leaf)))
+        for path, leaf in named_leaves(params.weights).items()
+    }
 
 
-def _index_name(names: set[str], stem: str, extension: str, variant: str | None) -> str | None:
-    if variant is None:
-        candidates = [f"{stem}.{extension}.index.json"]
-    else:  # the second is how older diffusers spelt it
-        candidates = [
-            f"{stem}.{extension}.index.{variant}.json",
-            f"{stem}.{extension}.{variant}.index.json",
-        ]
-    return next((name for name in candidates if name in names), None)
-
-
-def _some(names: set[str]) -> str:
-    shown = sorted(names)[:12]
-    return f"{', '.join(shown) or 'no files'}{', ...' if len(names) > 12 else ''}"
-
-
-def _variants(names: set[str], stem: str) -> str:
-    """Say which variants there are, for a message."""
-    found = {
-        name.removeprefix(f"{stem}.").split(".")[0]
-        for name in names
-        if name.startswith(f"{stem}.") and name.endswith((".safetensors", ".bin"))
-    } - {"safetensors", "bin"}
-    return f" There is variant={' and '.join(map(repr, sorted(found)))}." if found else ""
-
-
-def read_folder(folder: Path, files: Files, *, dtype: str = "float32", scheduler: Path | None = None) -> Params:
-    """Read a checkpoint of diffusers from its folder; `scheduler` names a scheduler config outside it.
+def read_folder(
+    folder: Path, files: Files, *, dtype: str = "float32", scheduler: Path | None = None
+) -> tuple[dict[str, np.ndarray], Config]:
+    """Return the tensors and the config in a folder of diffusers; `scheduler` names a scheduler config outside it.
 
     Raises:
-        ValueError: a file that is no JSON, truncated or corrupt weights, a config of another family, tensors that do
-            not fit it.
+        ValueError: a file that is no JSON, truncated or corrupt weights, a config of another kind of model.
     """
     if files.pipeline:
         _check_pipeline(folder, files)
@@ -178,7 +147,7 @@ def read_folder(folder: Path, files: Files, *, dtype: str = "float32", scheduler
             stacklevel=2,
         )
     config = Config(unet, schedule, sampler, freeze(items.get("_class_names") or ()), items.get("_null_class"))
-    return from_state_dict(read_weights(folder, files), config)
+    return read_weights(folder, files), config
 
 
 def _check_pipeline(folder: Path, files: Files) -> None:
@@ -209,7 +178,7 @@ def _check_pipeline(folder: Path, files: Files) -> None:
 
 
 def read_weights(folder: Path, files: Files) -> dict[str, np.ndarray]:
-    """Read the tensors of all weights files of a files.
+    """Read the tensors of all weights files.
 
     Raises:
         ValueError: a truncated or corrupt file, a Git-LFS pointer, an index that names what is not there.
@@ -273,15 +242,14 @@ def write_folder(params: Params, folder: Path, storage_dtype: str) -> None:
         schedule = dataclasses.replace(schedule, beta_schedule="linear", trained_betas=table)
     version = {"_diffusers_version": _DIFFUSERS_VERSION}
     scheduler = scheduler_to_dict(schedule, config.sampler)
-    pipelines = {"ScoreSdeVeScheduler": "ScoreSdeVePipeline", "KarrasVeScheduler": "KarrasVePipeline"}
-    pipeline = pipelines.get(config.sampler.class_name, "DDPMPipeline")
+    pipeline = record_of(config.sampler.class_name).pipeline
     index = {
         "scheduler": ["diffusers", config.sampler.class_name],
         "unet": ["diffusers", "UNet2DModel"],
     }
     unet = {"_class_name": "UNet2DModel"} | version | _class_notes(config) | config.unet.to_dict()
-    write_json(folder / "model_index.json", {"_class_name": pipeline} | version | index)
+    write_json(folder / PIPELINE_FILE, {"_class_name": pipeline} | version | index)
     write_json(folder / "unet/config.json", unet)
     write_json(folder / "scheduler/scheduler_config.json", scheduler | version)
     tensors = stored(to_state_dict(params), storage_dtype)
-    safetensors.numpy.save_file(tensors, folder / "unet" / f"{WEIGHTS}.safetensors", metadata={"format": "pt"})
+    safetensors.numpy.save_file(tensors, folder / "unet" / f"{WEIGHTS_STEM}.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,69 @@
+"""Tensors by name: the leaves of a tree, and what is wrong with them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.types import PyTree
+
+_MAX_LISTED = 8  # of a kind, in a message
+
+
+def named_leaves(tree: PyTree) -> dict[tuple[str, ...], Any]:
+    """Return the leaves of a tree of nested dicts by their paths."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
+
+
+def raise_if_misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the shapes of tensors by name.
+
+    Raises:
+        ValueError: lists missing, unexpected and mis-shaped tensors at once, and counts those it does not list.
+    """
+    lines = {
+        "missing": [f"{name} {list(wanted[name])}" for name in sorted(wanted.keys() - found.keys())],
+        "mis-shaped": [
+            f"{name}: {list(found[name])} in the file, {list(wanted[name])} by the config"
+            for name in sorted(wanted.keys() & found.keys())
+            if tuple(found[name]) != tuple(wanted[name])
+        ],
+        "unexpected": [f"{name} {list(found[name])}" for name in sorted(found.keys() - wanted.keys())],
+    }
+    count = sum(map(len, lines.values()))
+    if count:
+        listed = [f"{kind:10}  {line}" for kind, names in lines.items() for line in _some(names)]
+        none = "None of the names is this network's. " if not wanted.keys() & found.keys() else ""
+        raise ValueError(
+            f"The weights do not fit the config: {count} tensors are wrong, of {len(wanted)} it has.\n  "
+            + "\n  ".join(listed)
+            + f"\n{none}Is this the config of these weights?"
+        )
+
+
+def _some(lines: list[str]) -> list[str]:
+    """The first lines of a list, and how many more there are."""
+    return lines if len(lines) <= _MAX_LISTED else [*lines[:_MAX_LISTED], f"and {len(lines) - _MAX_LISTED} more"]
+
+
+def raise_if_not_finite(weights: PyTree) -> None:
+    """Refuse weights, a state dict or a tree, that hold anything but numbers: whatever such a network draws is black.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity, or more than float32 can.
+    """
+    leaves, bad = named_leaves(weights), []
+    for path, value in leaves.items():
+        value = np.asarray(value)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not np.isfinite(np.sum(value, dtype=np.float32)):  # which is quick, and wrong for huge numbers alone
+                count = np.count_nonzero(~np.isfinite(value.astype(np.float32)))
+                bad += [f"{'/'.join(path)} ({count} of {value.size})"] if count else []
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(leaves)} tensors hold NaN or infinity: {', '.join(_some(bad))}. Such a network draws "
+            "nothing but black images. Its training had diverged, or its dtype was too narrow: take an earlier "
+            "checkpoint, or one in float32."
+        )

@@ -1,0 +1,25 @@
+"""`SamplerConfig`: the sampler that a checkpoint asks for."""
+
+import dataclasses
+from typing import Any
+
+from ddpm_jax.validation import thaw
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """Name the sampler a checkpoint asks for: a scheduler's class and its items that are not the schedule's.
+
+    The items are (name, value) pairs as they stand in the file; values that the file leaves out are not filled in.
+
+    Example:
+        >>> SamplerConfig("DDPMScheduler", (("variance_type", "fixed_large"),)).to_dict()
+        {'variance_type': 'fixed_large'}
+    """
+
+    class_name: str = "DDPMScheduler"
+    items: tuple[tuple[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the items as a dict of JSON values."""
+        return {name: thaw(value) for name, value in self.items}
