@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.cli.arguments import join
 from ddpm_jax.cli.compile_cache import keep_compiled
-from ddpm_jax.cli.sampling import join
 
 log = logging.getLogger(__name__)
 
