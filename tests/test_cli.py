@@ -318,7 +318,7 @@ def test_messages_name_flags():
 def test_messages_of_training_name_flags(capsys):
     assert fails(
         capsys,
-        "--batch-size 6 does not divide into 4 parts",
+        r"--batch-size 6 does not divide over 1 device x 4 parts \(--accumulate\): use 4 or 8",
         "train",
         "--data",
         ".",

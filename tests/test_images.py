@@ -14,7 +14,7 @@ from ddpm_jax.checkpoint import folder as checkpoint_folder
 from ddpm_jax.images import image_set, source, walk
 from ddpm_jax.images.picture import decode, ground_of, suffixes
 from ddpm_jax.images.source import UnreadableImage, open_source
-from ddpm_jax.training import DataConfig, loop
+from ddpm_jax.training import DataConfig, run_folder
 
 Image.init()
 WHITE = (255, 255, 255)
@@ -222,8 +222,8 @@ class TestLeftOut:
             assert part in opened.describe()
 
     def test_the_marks_are_those_that_are_written(self):
-        marks = {loop.RECORD, image_set.RECORD, checkpoint_folder.MARKER, "model_index.json"}
-        assert set(walk.OURS) == marks and (walk.RUN, walk.SET) == (loop.RECORD, image_set.RECORD)
+        marks = {run_folder.RECORD, image_set.RECORD, checkpoint_folder.MARKER, "model_index.json"}
+        assert set(walk.OURS) == marks and (walk.RUN, walk.SET) == (run_folder.RECORD, image_set.RECORD)
 
     def test_they_are_no_classes(self, folder):
         (folder / "a.png").unlink()
@@ -457,5 +457,5 @@ class TestChannels:
         assert open_source(str(tmp_path)).image(1, 8).getpixel((0, 0)) == (9, 9, 9)
 
     def test_bad(self):
-        with pytest.raises(ValueError, match=r"`image_channels` is 1 \(grey\) or 3 \(colour\), not 4"):
+        with pytest.raises(ValueError, match=r"`image_channels` must be 1 \(grey\), 3 \(colour\) or None, not 4"):
             DataConfig(data="x", image_channels=4)
