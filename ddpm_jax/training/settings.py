@@ -187,7 +187,7 @@ class OptimizerConfig:
     """The optimiser.
 
     Attributes:
-        optimizer: "adam" or "adamw".
+        optimizer: "adam", or "adamw" for decoupled weight decay; with `weight_decay` 0 they are the same.
         learning_rate: the highest, reached at the end of the warm-up.
         lr_schedule: shape after the warm-up. "linear" and "cosine" reach 0 at `steps`.
         warmup_steps: steps in which the learning rate rises from 0.
