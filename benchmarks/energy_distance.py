@@ -39,9 +39,10 @@ def main() -> None:
 
 def read(name: str, resolution: int) -> np.ndarray:
     """Return a set as vectors."""
-    from ddpm_jax.training.data import centred, open_source
+    from ddpm_jax.images.source import centred, open_source
 
-    return as_vectors(centred(open_source(name), resolution, MOST).images)
+    images, _ = centred(open_source(name), resolution, MOST)
+    return as_vectors(images)
 
 
 def as_vectors(images: np.ndarray) -> np.ndarray:

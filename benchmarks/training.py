@@ -176,17 +176,17 @@ def settings(net: str, options):
     """Return the run and its network."""
     import dataclasses
 
-    from ddpm_jax.training import PRESETS, DataConfig, OptimizerConfig, RunConfig, TrainConfig
+    from ddpm_jax.training import PRESETS, DataConfig, LoopConfig, OptimizerConfig, TrainConfig
     from ddpm_jax.training.network import network
-    from ddpm_jax.training.step import Run
+    from ddpm_jax.training.step import Plan
 
     config = TrainConfig(
         data=DataConfig(data="digits"),
         model=dataclasses.replace(PRESETS[net].model, prediction_type="epsilon", dropout=0.0),
         optimizer=OptimizerConfig(optimizer="adamw", weight_decay=1e-6),
-        run=RunConfig(batch_size=options.batch_size, dtype=options.dtype),
+        loop=LoopConfig(batch_size=options.batch_size, dtype=options.dtype),
     )
-    return Run(network(config, 32, 3), config)
+    return Plan(network(config, 32, 3), config)
 
 
 def ours(net: str, options) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -246,8 +246,9 @@ def theirs(net: str, peer: str, options) -> tuple[Callable[[], None], Callable[[
 
 def data_rate(data: str, resolution: int) -> float:
     """Return the images/s of the data pipeline, with random crops and flips."""
+    from ddpm_jax.images.source import open_source
     from ddpm_jax.training import DataConfig
-    from ddpm_jax.training.data import Batches, open_source
+    from ddpm_jax.training.data import Batches
 
     config = DataConfig(data=data, crop="random_resized")
     batches = Batches(open_source(data), config, resolution, batch_size=64, seed=0).own(0, 70)

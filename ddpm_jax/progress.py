@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, plain lines now and then in a log file."""
+"""How far a long job is: a bar on a terminal, plain lines in a log file. And how long it took."""
 
 import sys
 import time
@@ -10,15 +10,15 @@ SECONDS = 30.0  # between lines
 
 
 def bar(total: int, *, unit: str, initial: int = 0, shown: bool = True, leave: bool = True, **of_terminal: Any) -> Any:
-    """Return a bar with tqdm's methods; where stderr is no terminal it writes a line every half a minute instead.
+    """Return a bar with tqdm's methods. Where stderr is no terminal, it writes a line every 30 seconds instead.
 
     Args:
-        total: of the whole job.
+        total: length of the whole job.
         unit: what is counted, as "steps".
         initial: how much was done before.
-        shown: whether this process is the one that shows it.
-        leave: whether the end of it stays to be seen.
-        **of_terminal: further arguments of tqdm, for a terminal.
+        shown: False in processes that show nothing.
+        leave: whether the last state stays visible.
+        **of_terminal: further arguments of tqdm, used on a terminal.
 
     Example:
         >>> with bar(10, unit="steps", shown=False) as progress:
@@ -34,7 +34,7 @@ def bar(total: int, *, unit: str, initial: int = 0, shown: bool = True, leave: b
 
 
 class _Lines:
-    """The methods of tqdm that are used here, as lines on stderr: nohup and Slurm keep every byte."""
+    """tqdm's methods, printing lines on stderr: files of nohup and Slurm would keep every redraw of a bar."""
 
     def __init__(self, total: Number, unit: str, initial: Number, shown: bool, leave: bool):
         self.total, self.unit, self.initial, self.shown, self.leave = total, unit, initial, shown, leave
@@ -50,7 +50,7 @@ class _Lines:
         self.note = note
 
     def unpause(self) -> None:
-        """Count the time from now on."""
+        """Measure the time from now on."""
         self.started = time.monotonic()
 
     def close(self) -> None:
@@ -72,6 +72,33 @@ class _Lines:
         if 0 < done and self.n < self.total:
             text += f", {_clock(seconds * (self.total - self.n) / done)} to go"
         print(text + (f": {self.note}" if self.note else ""), file=sys.stderr, flush=True)
+
+
+class Stopwatch:
+    """Seconds since its creation: those in which JAX traced and compiled, and the others.
+
+    Example:
+        >>> compiling, running = Stopwatch().seconds()
+        >>> compiling, running > 0
+        (0.0, True)
+    """
+
+    def __init__(self):
+        import jax
+
+        self.started, self.compiling = time.perf_counter(), 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def seconds(self) -> tuple[float, float]:
+        """Return the seconds of compiling and the rest, which is never 0.
+
+        Older versions of JAX count a function that is traced inside another one twice.
+        """
+        return self.compiling, max(time.perf_counter() - self.started - self.compiling, 1e-3)
+
+    def _hear(self, event: str, duration: Number, **_: Any) -> None:  # orbax reports whole numbers
+        if event.startswith("/jax/core/compile/"):
+            self.compiling += duration
 
 
 def _clock(seconds: Number) -> str:

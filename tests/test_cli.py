@@ -318,7 +318,7 @@ def test_messages_name_flags():
 def test_messages_of_training_name_flags(capsys):
     assert fails(
         capsys,
-        "--batch-size 6 does not divide into 4 parts",
+        r"--batch-size 6 does not divide over 1 device x 4 parts \(--accumulate\): use 4 or 8",
         "train",
         "--data",
         ".",
@@ -330,10 +330,12 @@ def test_messages_of_training_name_flags(capsys):
 
 
 def test_the_demo_as_a_process(folder):
-    command = [sys.executable, "-m", "ddpm_jax", "sample", "--batch-size", "4", "--sampler", "ddim", "--steps", "20"]
+    words = ["--batch-size", "4", "--sampler", "ddim", "--steps", "20", "--verbose"]
+    command = [sys.executable, "-m", "ddpm_jax", "sample", *words]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "images/s" in result.stdout and "4 images in samples" in result.stdout
+    assert "INFO:ddpm_jax.compilation:" in result.stderr and " is compiled with " in result.stderr  # --verbose
     assert "\r" not in result.stderr and "%|" not in result.stderr  # no bar where there is no terminal
     with Image.open(folder / "samples/grid.png") as grid:
         assert grid.size == (66, 66) and grid.mode == "RGB"

@@ -455,5 +455,5 @@ class TestChannels:
         assert open_source(str(tmp_path)).image(1, 8).getpixel((0, 0)) == (9, 9, 9)
 
     def test_bad(self):
-        with pytest.raises(ValueError, match=r"`image_channels` is 1 \(grey\) or 3 \(colour\), not 4"):
+        with pytest.raises(ValueError, match=r"`image_channels` must be 1 \(grey\), 3 \(colour\) or None, not 4"):
             DataConfig(data="x", image_channels=4)

@@ -20,7 +20,8 @@ RANKS = [
     {"schedule", "pixels", "models", "sharding", "compilation"},
     {"plotting"},
     {"params", "samplers"},
-    {"sampling", "losses", "checkpoint", "images"},
+    {"sampling", "losses", "checkpoint"},
+    {"images"},
     {"artefact", "training"},
     {"cli"},
 ]
@@ -35,7 +36,7 @@ DOORS = {
     "huggingface_hub": {"checkpoint/hub.py"},
     "jaxtyping": {"types.py"},
     "tyro": {"cli/__init__.py", "cli/arguments.py", "cli/sampling.py", "cli/checkpoints.py", "cli/compile.py"},
-    "tqdm": {"cli/sampling.py", "progress.py"},
+    "tqdm": {"progress.py"},
     "scipy": {"samplers/grids.py"},
     "matplotlib": {"plotting.py"},
     "torch": set(),

@@ -14,10 +14,10 @@ import ddpm_jax
 from ddpm_jax import losses, sharding
 from ddpm_jax.losses import Objective
 from ddpm_jax.params import count
-from ddpm_jax.training import PRESETS, DataConfig, EmaConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, ema
+from ddpm_jax.training import PRESETS, DataConfig, EmaConfig, LoopConfig, ModelConfig, OptimizerConfig, TrainConfig, ema
+from ddpm_jax.training.checks import check_batch, check_new_run, differences
 from ddpm_jax.training.network import network
-from ddpm_jax.training.settings import check_new_run, differences
-from ddpm_jax.training.step import Run, compiled, create, learning_rate, make_optimizer
+from ddpm_jax.training.step import Plan, compiled, create, learning_rate, optimizer
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=0)
 OF_A_NEW_NETWORK = {
@@ -29,7 +29,8 @@ OF_A_NEW_SCHEDULE = {"prediction_type": "sample", "beta_schedule": "sigmoid", "n
 
 def config(**changes):
     return TrainConfig(
-        data=DataConfig(data="digits"), **{"optimizer": OPTIMIZER, "run": RunConfig(batch_size=8, steps=10), **changes}
+        data=DataConfig(data="digits"),
+        **{"optimizer": OPTIMIZER, "loop": LoopConfig(batch_size=8, steps=10), **changes},
     )
 
 
@@ -43,12 +44,12 @@ def do(config, steps, params=None, mesh=None):
     """Train for some steps; the state and the metrics of each."""
     params = small_params() if params is None else params
     mesh = sharding.data_mesh() if mesh is None else mesh
-    run = Run(params.config, config)
-    state = create(run, params.weights, mesh)
-    step, seen = compiled(run, state, mesh), []
+    plan = Plan(params.config, config)
+    state = create(plan, params.weights, mesh)
+    step, seen = compiled(plan, state, mesh), []
     for number in range(steps):
         placed = sharding.place(
-            batch(number, config.run.batch_size, params.config.unet.num_class_embeds), mesh, split=True
+            batch(number, config.loop.batch_size, params.config.unet.num_class_embeds), mesh, split=True
         )
         state, metrics = step(state, *placed)
         seen.append(metrics)
@@ -100,7 +101,7 @@ def test_what_is_drawn_depends_on_seed_and_step():
     one, metrics = do(config(), 2)
     again, _ = do(config(), 2)
     jax.tree.map(np.testing.assert_array_equal, one, again)
-    other, _ = do(config(run=RunConfig(batch_size=8, steps=10, seed=1)), 2)
+    other, _ = do(config(loop=LoopConfig(batch_size=8, steps=10, seed=1)), 2)
     assert typical_gap(one.weights, other.weights) > 1e-5
     with jax.default_prng_impl("rbg"):
         same, _ = do(config(), 2)
@@ -128,11 +129,9 @@ def test_bfloat16_keeps_float32_state():
 def test_fixed_weights_stay(monkeypatch):
     """Weight decay would move Fourier frequencies, whose gradient is zero."""
     params = small_params(time_embedding_type="fourier")
-    run = Run(params.config, config(optimizer=OptimizerConfig(optimizer="adamw", weight_decay=0.1, warmup_steps=0)))
-    optimizer = make_optimizer(run)
-    updates, _ = optimizer.update(
-        jax.tree.map(jnp.ones_like, params.weights), optimizer.init(params.weights), params.weights
-    )
+    plan = Plan(params.config, config(optimizer=OptimizerConfig(optimizer="adamw", weight_decay=0.1, warmup_steps=0)))
+    adam = optimizer(plan)
+    updates, _ = adam.update(jax.tree.map(jnp.ones_like, params.weights), adam.init(params.weights), params.weights)
     assert not np.any(updates["time_proj"]["weight"])
     assert np.all(updates["conv_in"]["kernel"])
 
@@ -193,31 +192,31 @@ class TestAverages:
 
 def test_importance_sampling_is_unbiased_and_prefers_large_losses():
     """Once every timestep has its losses, a draw is weighted by 1 / (T p)."""
-    from ddpm_jax.training.step import _remembered, _timesteps
+    from ddpm_jax.training.step import draw_weighted_timesteps, remembered
 
     total, generator = 8, np.random.default_rng(0)
     history = (jnp.zeros((total, 10)), jnp.zeros(total, jnp.int32))
     for _ in range(30):
         t = jnp.asarray(generator.permutation(total))
-        history = jax.jit(_remembered)(history, t, (t + 1.0))
+        history = jax.jit(remembered)(history, t, (t + 1.0))
     assert np.all(history[1] == 10)
     np.testing.assert_array_equal(history[0], np.repeat(np.arange(1.0, total + 1)[:, None], 10, axis=1))
     objective = Objective(timestep_sampling="importance")
-    t, weights = _timesteps(objective, history, jax.random.key(0), jnp.arange(40_000), total)
+    t, weights = draw_weighted_timesteps(objective, history, jax.random.key(0), jnp.arange(40_000), total)
     shares = np.bincount(t, minlength=total) / 40_000
     np.testing.assert_allclose(shares, np.arange(1, total + 1) / 36, atol=0.01)  # five deviations of 40,000 draws
     np.testing.assert_allclose((weights * (t + 1.0)).mean(), np.arange(1, total + 1).mean(), rtol=1e-2)
     young = (history[0], history[1].at[3].set(9))
-    t, weights = _timesteps(objective, young, jax.random.key(0), jnp.arange(4000), total)
+    t, weights = draw_weighted_timesteps(objective, young, jax.random.key(0), jnp.arange(4000), total)
     assert np.all(weights == 1) and abs(np.mean(t) - 3.5) < 0.2
 
 
 def test_the_oldest_loss_falls_out():
-    from ddpm_jax.training.step import _remembered
+    from ddpm_jax.training.step import remembered
 
     history = (jnp.zeros((2, 10)), jnp.zeros(2, jnp.int32))
     for value in range(12):
-        history = jax.jit(_remembered)(history, jnp.array([1]), jnp.array([float(value)]))
+        history = jax.jit(remembered)(history, jnp.array([1]), jnp.array([float(value)]))
     assert history[0][1].tolist() == list(range(2, 12)) and history[1].tolist() == [0, 10]
 
 
@@ -247,7 +246,7 @@ class TestPaper:
         assert count(layout(network(PRESETS["lsun-256"], 256, 3).unet).weights) == 113_673_219
 
     def test_learning_rate(self):
-        rate = learning_rate(self.preset.optimizer, self.preset.run.steps)
+        rate = learning_rate(self.preset.optimizer, self.preset.loop.steps)
         np.testing.assert_allclose(
             [rate(step) for step in (0, 1, 2500, 5000, 700_000)], [0, 4e-8, 1e-4, 2e-4, 2e-4], rtol=1e-3
         )
@@ -267,7 +266,7 @@ class TestPaper:
 
     def test_the_rest(self):
         preset, built = self.preset, network(self.preset, 32, 3)
-        assert (preset.run.batch_size, preset.run.steps, preset.data.flip) == (128, 800_000, True)
+        assert (preset.loop.batch_size, preset.loop.steps, preset.data.flip) == (128, 800_000, True)
         assert built.unet.dropout == 0.1 and built.sampler.to_dict()["variance_type"] == "fixed_large"
         assert (built.schedule.beta_start, built.schedule.beta_end) == (0.0001, 0.02)
 
@@ -301,7 +300,7 @@ class TestConfig:
 
     def test_decaying_rates_fix_the_steps(self):
         one = config(optimizer=dataclasses.replace(OPTIMIZER, lr_schedule="cosine"))
-        other = dataclasses.replace(one, run=RunConfig(batch_size=8, steps=20))
+        other = dataclasses.replace(one, loop=LoopConfig(batch_size=8, steps=20))
         assert differences(one.to_dict(), other) == ["steps 10 there, 20 here (the learning rate is cosine)"]
 
     def test_there_and_back(self):
@@ -310,9 +309,9 @@ class TestConfig:
 
     def test_what_may_change(self):
         one = config()
-        other = dataclasses.replace(one, run=RunConfig(batch_size=8, steps=99, log_every=7, keep_last=5))
+        other = dataclasses.replace(one, loop=LoopConfig(batch_size=8, steps=99, log_every=7, keep_last=5))
         assert differences(one.to_dict(), other) == []
-        other = dataclasses.replace(one, run=RunConfig(batch_size=8, seed=3), optimizer=OptimizerConfig())
+        other = dataclasses.replace(one, loop=LoopConfig(batch_size=8, seed=3), optimizer=OptimizerConfig())
         assert differences(one.to_dict(), other) == [
             "learning_rate 0.001 there, 0.0001 here",
             "warmup_steps 0 there, 500 here",
@@ -322,18 +321,21 @@ class TestConfig:
     @pytest.mark.parametrize(
         "make, message",
         [
-            (lambda: RunConfig(batch_size=0), "`batch_size` must be an integer from 1 up, not 0"),
-            (lambda: DataConfig(data="x", min_crop=0.0), "`min_crop` must be above 0"),
+            (lambda: LoopConfig(batch_size=0), "`batch_size` must be an integer from 1 up, not 0"),
+            (lambda: DataConfig(data="x", min_crop=0.0), "`min_crop` must be a number above 0 and at most 1, not 0.0"),
             (lambda: OptimizerConfig(weight_decay=0.1), "belongs to `optimizer` adamw"),
             (lambda: DataConfig(data="x", min_crop=0.3), "`min_crop` belongs to `crop` random_resized"),
             (lambda: EmaConfig(snapshot_every=5), "`snapshot_every` belongs to `power_ema`"),
-            (lambda: config(run=RunConfig(validate_every=5)), "`validate_every` belongs to `held_out`"),
+            (lambda: config(loop=LoopConfig(validate_every=5)), "`validate_every` belongs to `held_out`"),
             (lambda: Objective(min_snr_gamma=4.0), "`min_snr_gamma` belongs to `weighting` min_snr"),
             (lambda: Objective(vlb_weight=0.1), "`vlb_weight` belongs to `loss_type` hybrid"),
-            (lambda: RunConfig(seed=-1), "`seed` must be an integer from 0 up"),
+            (lambda: LoopConfig(seed=-1), "`seed` must be an integer from 0 up"),
             (lambda: OptimizerConfig(clip_norm=-1.0), "`clip_norm` must be a number from 0 up"),
-            (lambda: EmaConfig(power_ema=(0.5,)), "`power_ema` must be relative lengths"),
-            (lambda: config(optimizer=OptimizerConfig(accumulate=3)), "does not divide into 3 parts"),
+            (lambda: EmaConfig(power_ema=(0.5,)), "`power_ema` must be different relative lengths"),
+            (
+                lambda: check_batch(config(optimizer=OptimizerConfig(accumulate=3)), 2),
+                r"`batch_size` 8 does not divide over 2 devices x 3 parts \(`accumulate`\): use 6 or 12",
+            ),
             (lambda: network(PRESETS["cifar10"], 36, 3), "`resolution` 36 cannot be halved 3 times: use 32 or 40."),
             (lambda: network(PRESETS["cifar10"], 40, 3), r"`attention_resolutions` \[16\]: the levels have"),
             (lambda: network(PRESETS["tiny-16"], 18, 1), "cannot be halved 2 times"),
@@ -359,10 +361,10 @@ class TestConfig:
             (OptimizerConfig, {"learning_rate": float("nan"), "accumulate": 0, "weight_decay": -0.1}),
             (EmaConfig, {"ema_decay": 1.0, "ema_power": -1.0, "ema_inv_gamma": 0.0, "power_ema": (0.1, 0.1)}),
             (EmaConfig, {"ema_decay": "0.9", "snapshot_every": 0}),
-            (RunConfig, {"batch_size": 8.0, "seed": 0.5, "dtype": "float16", "remat": 1, "sharding": "model"}),
-            (RunConfig, {"steps": 0, "save_every": 0, "keep_last": 0, "keep_every": -1, "log_every": 0}),
-            (RunConfig, {"validate_every": 0, "sample_every": -1, "num_samples": 0, "sample_evals": 0}),
-            (RunConfig, {"tensorboard": "yes"}),
+            (LoopConfig, {"batch_size": 8.0, "seed": 0.5, "dtype": "float16", "remat": 1, "sharding": "model"}),
+            (LoopConfig, {"steps": 0, "save_every": 0, "keep_last": 0, "keep_every": -1, "log_every": 0}),
+            (LoopConfig, {"validate_every": 0, "sample_every": -1, "num_samples": 0, "sample_evals": 0}),
+            (LoopConfig, {"tensorboard": "yes"}),
             (Objective, {"loss_type": "l2", "weighting": "snr5", "variance_type": "large", "vlb_weight": -1.0}),
             (Objective, {"timestep_sampling": "all", "min_snr_gamma": 0.0, "p2_gamma": float("inf"), "p2_k": 0}),
             (Objective, {"label_dropout": 1.0}),
@@ -384,7 +386,7 @@ class TestConfig:
             (EmaConfig, {"ema_inv_gamma": 2.0}, {"ema_power": 0.0}, "`ema_power` above 0"),
             (EmaConfig, {"ema_inv_gamma": 2.0, "ema_power": 0.5}, {"ema_decay": 0.0}, "`ema_(decay|power)` above 0"),
             (EmaConfig, {"snapshot_every": 5}, {}, "`power_ema`"),
-            (RunConfig, {"num_samples": 4, "sample_evals": 5}, {"sample_every": 0}, "`sample_every` above 0"),
+            (LoopConfig, {"num_samples": 4, "sample_evals": 5}, {"sample_every": 0}, "`sample_every` above 0"),
             (Objective, {"vlb_weight": 0.1}, {}, "`loss_type` hybrid"),
             (Objective, {"min_snr_gamma": 4.0}, {"weighting": "p2"}, "`weighting` min_snr"),
             (Objective, {"p2_gamma": 2.0, "p2_k": 2.0}, {"weighting": "snr"}, "`weighting` p2"),
@@ -402,7 +404,7 @@ class TestConfig:
         """What only its beginning refuses: a run that was begun so by an older version goes on."""
         for settings, message in (
             (config(optimizer=OptimizerConfig(warmup_steps=10)), "`warmup_steps` 10 is not below `steps` 10"),
-            (config(run=RunConfig(seed=2**32, steps=10)), "`seed` must be an integer from 0 to 4294967295"),
+            (config(loop=LoopConfig(seed=2**32, steps=10)), "`seed` must be an integer from 0 to 4294967295"),
             (config(objective=Objective(label_dropout=0.1)), "`label_dropout` is for data with classes"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -416,8 +418,30 @@ class TestConfig:
         there = here.to_dict()
         there["model"] |= {"channels": 32, "channel_multipliers": [1, 2], "beta_schedule": "squaredcos_cap_v2"}
         there["objective"]["variance_type"] = "fixed_large"
+        there["run"] = there.pop("loop")
         del there["ema"], there["run"]["remat"]
-        assert differences(there, here) == []
+        assert differences(there, here) == [] and TrainConfig.from_dict(there) == here
         there["run"]["quantum"] = True
         assert differences(there, here) == ["quantum True there, unknown to this version"]
         assert differences(config().to_dict(), here) == ["init None there, 'm' here"]
+
+    def test_what_is_not_given_is_recorded_with_its_value(self):
+        """So that a resumed run may write it out, and a later version may have other values."""
+        plain, written = config(), config(model=ModelConfig(channels=128, prediction_type="epsilon"))
+        assert plain.resolved().to_dict()["model"] == written.resolved().to_dict()["model"]
+        assert plain.resolved().to_dict()["model"]["channel_multipliers"] == (1, 2, 2, 2)
+        assert differences(plain.resolved().to_dict(), written) == differences(plain.to_dict(), written) == []
+        other = config(model=ModelConfig(channels=64, beta_schedule="scaled_linear"))
+        assert differences(plain.resolved().to_dict(), other) == [
+            "channels 128 there, 64 here",
+            "beta_schedule 'linear' there, 'scaled_linear' here",
+        ]
+        brought = config(model=ModelConfig(init="m")).resolved()
+        assert brought.model == ModelConfig(init="m")
+
+    def test_settings_of_version_0_1_that_did_nothing_are_dropped(self):
+        """It took them without a word; its records hold them."""
+        there = config(ema=EmaConfig(ema_power=0.0)).to_dict()
+        there["ema"]["ema_inv_gamma"], there["model"] = 9.0, {"init": "m", "channels": 7, "prediction_type": "sample"}
+        there["objective"]["min_snr_gamma"] = 4.0
+        assert TrainConfig.from_dict(there) == config(ema=EmaConfig(ema_power=0.0), model=ModelConfig(init="m"))

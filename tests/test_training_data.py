@@ -13,10 +13,10 @@ import ddpm_jax
 from ddpm_jax.checkpoint.folder import steps_in
 from ddpm_jax.images import source
 from ddpm_jax.images.picture import decode
-from ddpm_jax.images.source import open_source
-from ddpm_jax.training import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, train
-from ddpm_jax.training.data import Batches, centred
-from ddpm_jax.training.data_record import changes, facts
+from ddpm_jax.images.source import centred, open_source
+from ddpm_jax.training import DataConfig, LoopConfig, ModelConfig, OptimizerConfig, TrainConfig, train
+from ddpm_jax.training.data import Batches
+from ddpm_jax.training.run_folder import changes, facts
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_arrays(tmp_path):
     source = open_source(str(tmp_path / "both.npz"), class_conditional=True)
     assert source.classes == ("0", "1", "2") and source.channels == 3
     np.save(tmp_path / "grey.npy", images[..., 0])
-    np.testing.assert_array_equal(centred(open_source(str(tmp_path / "grey.npy")), 8, 99).images, images[..., :1])
+    np.testing.assert_array_equal(centred(open_source(str(tmp_path / "grey.npy")), 8, 99)[0], images[..., :1])
 
 
 def test_held_out_data_is_numbered_as_the_training_data(photos, tmp_path):
@@ -96,7 +96,7 @@ def test_held_out_data_is_numbered_as_the_training_data(photos, tmp_path):
     training = open_source(str(photos), class_conditional=True)
     held_out = open_source(str(tmp_path / "held"), class_conditional=True, like=training)
     assert held_out.labels.tolist() == [1] and held_out.channels == 3
-    assert centred(held_out, 8, 9).images.shape == (1, 8, 8, 3)
+    assert centred(held_out, 8, 9)[0].shape == (1, 8, 8, 3)
     (tmp_path / "held/plum").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "held/plum/a.png")
     with pytest.raises(ValueError, match=r"classes that `data` has not: \['plum'\]"):
@@ -224,7 +224,7 @@ def run_of(tmp_path):
             data=DataConfig(data=str(tmp_path / "data"), workers=2, resolution=8, **data),
             model=model or ModelConfig(model_config=tmp_path / "network.json"),
             optimizer=OptimizerConfig(warmup_steps=0),
-            run=RunConfig(batch_size=4, steps=steps, save_every=99, sample_every=0),
+            loop=LoopConfig(batch_size=4, steps=steps, save_every=99, sample_every=0),
         )
 
     return settings
@@ -294,7 +294,7 @@ class TestRuns:
         )
         with pytest.raises(ValueError, match=message):
             train(run_of(steps=2), data / "run", resume=True)
-        with pytest.raises(ValueError, match=r"`accept_changed_data` is for a run that goes on \(`resume`\)"):
+        with pytest.raises(ValueError, match=r"`accept_changed_data` is for a run that is continued \(`resume`\)"):
             train(run_of(steps=2, accept_changed_data=True), data / "another")
         train(run_of(steps=2, accept_changed_data=True), data / "run", resume=True)
         assert "1 gone: 08.png" in caplog.text

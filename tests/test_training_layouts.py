@@ -127,13 +127,13 @@ import jax; jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
 from ddpm_jax import sharding
 from ddpm_jax.params import init
-from ddpm_jax.training import DataConfig, ModelConfig, RunConfig, TrainConfig
+from ddpm_jax.training import DataConfig, ModelConfig, LoopConfig, TrainConfig
 from ddpm_jax.training.network import network
-from ddpm_jax.training.step import Run, create
+from ddpm_jax.training.step import Plan, create
 model = ModelConfig(channels=32, channel_multipliers=(1, 2), attention_resolutions=())
-config = TrainConfig(data=DataConfig(data="digits"), model=model, run=RunConfig(sharding="fsdp"))
+config = TrainConfig(data=DataConfig(data="digits"), model=model, loop=LoopConfig(sharding="fsdp"))
 built = network(config, 8, 1)
-state = create(Run(built, config), init(jax.random.key(0), built).weights, sharding.data_mesh())
+state = create(Plan(built, config), init(jax.random.key(0), built).weights, sharding.data_mesh())
 for tree in (state.weights, state.ema, state.opt_state):
     large = [leaf for leaf in jax.tree.leaves(tree) if leaf.size >= sharding.LEAST_SPLIT]
     assert len(large) > 20

@@ -11,8 +11,8 @@ from conftest import make_params
 import ddpm_jax
 from ddpm_jax import cli, losses, sharding
 from ddpm_jax.checkpoint import to_state_dict
-from ddpm_jax.training import DataConfig, EmaConfig, OptimizerConfig, RunConfig, TrainConfig
-from ddpm_jax.training.step import Run, compiled, create
+from ddpm_jax.training import DataConfig, EmaConfig, LoopConfig, OptimizerConfig, TrainConfig
+from ddpm_jax.training.step import Plan, compiled, create
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -23,7 +23,7 @@ CONFIG = TrainConfig(
     data=DataConfig(data="digits"),
     optimizer=OptimizerConfig(optimizer="adamw", learning_rate=RATE, warmup_steps=4, weight_decay=0.01),
     ema=EmaConfig(ema_decay=0.9999, ema_power=0.75),
-    run=RunConfig(batch_size=BATCH, steps=STEPS),
+    loop=LoopConfig(batch_size=BATCH, steps=STEPS),
 )
 
 
@@ -78,7 +78,7 @@ def test_loss_and_every_gradient():
 
 def test_twenty_steps_of_adam_and_the_average():
     params = make_params()
-    mesh, run = sharding.data_mesh(), Run(params.config, CONFIG)
+    mesh, run = sharding.data_mesh(), Plan(params.config, CONFIG)
     state = create(run, params.weights, mesh)
     step = compiled(run, state, mesh)
     net = theirs(params)

@@ -21,7 +21,7 @@ from PIL import Image
 import ddpm_jax
 from ddpm_jax import cli
 from ddpm_jax.files import locked
-from ddpm_jax.training import PRESETS, DataConfig, Diverged, EmaConfig, RunConfig, Stopped, TrainConfig, logs, train
+from ddpm_jax.training import PRESETS, DataConfig, Diverged, EmaConfig, LoopConfig, Stopped, TrainConfig, logs, train
 from ddpm_jax.training.checkpoints import Checkpoints
 from ddpm_jax.training.published import average, card
 from ddpm_jax.training.settings import ModelConfig, OptimizerConfig
@@ -46,7 +46,7 @@ def settings(inputs):
         model=ModelConfig(model_config=inputs / "network.json", dropout=0.1),
         optimizer=OptimizerConfig(warmup_steps=2, learning_rate=1e-3),
         ema=EmaConfig(power_ema=(0.05, 0.1), snapshot_every=6),
-        run=RunConfig(batch_size=8, steps=STEPS, save_every=4, log_every=2, sample_every=0),
+        loop=LoopConfig(batch_size=8, steps=STEPS, save_every=4, log_every=2, sample_every=0),
     )
 
 
@@ -61,7 +61,7 @@ def command(settings, out, *words):
     """The same settings as a command line."""
     flags = []
     defaults = PRESETS["small-32"].to_dict()
-    for group, items in settings.to_dict().items():
+    for group, items in settings.resolved().to_dict().items():
         for name, value in items.items():
             brought = name in ("channels", "channel_multipliers", "attention_resolutions", "norm_num_groups")
             if value != defaults[group][name] and value is not None and not brought:
@@ -168,7 +168,7 @@ def test_damaged_twice(whole, tmp_path):
 def test_a_run_in_a_folder_with_an_odd_name(settings, whole, tmp_path):
     """From its first step to its average; what a kill left half written goes, and not before it is this job's."""
     out = tmp_path / "flowers [v2]/a*b?"
-    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=8)), out)
+    train(dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=8)), out)
     left = [out / "checkpoints/9.orbax-checkpoint-tmp", out / "snapshots/9.orbax-checkpoint-tmp-17"]
     for path in left:
         path.mkdir()
@@ -200,7 +200,7 @@ def test_a_finished_run_is_left_as_it_is(settings, whole, tmp_path, caplog, caps
     params = train(settings, tmp_path / "run", resume=True)
     jax.tree.map(np.testing.assert_array_equal, params.weights, ddpm_jax.load(whole).weights)
     assert "is finished: its 12 steps are done. Nothing is changed" in caplog.text
-    fewer = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=7))
+    fewer = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=7))
     with pytest.raises(ValueError, match="`steps` 7 is less than the 12 that the run in .* ask for more, or take what"):
         train(fewer, tmp_path / "run", resume=True)
     words = command(settings, tmp_path / "run", "--resume")
@@ -233,7 +233,7 @@ def test_a_stopped_run_exits_with_the_shells_code(settings, tmp_path, monkeypatc
 def test_a_signal_in_the_last_step_stops_nothing(settings, tmp_path, monkeypatch):
     draw = logs.Log.flush
     monkeypatch.setattr(logs.Log, "flush", lambda self, step: (signal.raise_signal(signal.SIGTERM), draw(self, step)))
-    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=3), ema=EmaConfig())
+    short = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=3), ema=EmaConfig())
     train(short, tmp_path / "run")
     assert (tmp_path / "run/checkpoints/3").is_dir()
 
@@ -241,9 +241,9 @@ def test_a_signal_in_the_last_step_stops_nothing(settings, tmp_path, monkeypatch
 @pytest.mark.parametrize("module", ["grain", "matplotlib", "tensorboardX", "sklearn"])
 def test_a_missing_package_is_named_before_any_work(settings, tmp_path, monkeypatch, module, capsys):
     monkeypatch.setitem(sys.modules, module, None)
-    run = dataclasses.replace(settings.run, tensorboard=module == "tensorboardX")
+    run = dataclasses.replace(settings.loop, tensorboard=module == "tensorboardX")
     data = dataclasses.replace(settings.data, data="digits" if module == "sklearn" else "nowhere")
-    config = dataclasses.replace(settings, run=run, data=data)
+    config = dataclasses.replace(settings, loop=run, data=data)
     message = rf"Training needs {module}: pip install 'ddpm-jax\[train\]'"
     with pytest.raises(ModuleNotFoundError, match=message):
         train(config, tmp_path / "run")
@@ -255,8 +255,8 @@ def test_a_missing_package_is_named_before_any_work(settings, tmp_path, monkeypa
 
 
 def test_checkpoints_that_stay(settings, tmp_path):
-    run = dataclasses.replace(settings.run, steps=6, save_every=1, keep_last=2, keep_every=3)
-    train(dataclasses.replace(settings, run=run), tmp_path / "run")
+    run = dataclasses.replace(settings.loop, steps=6, save_every=1, keep_last=2, keep_every=3)
+    train(dataclasses.replace(settings, loop=run), tmp_path / "run")
     assert sorted(map(int, os.listdir(tmp_path / "run/checkpoints"))) == [3, 5, 6]
 
 
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path):
     wild = dataclasses.replace(
         settings,
         optimizer=OptimizerConfig(warmup_steps=9, learning_rate=1e38, clip_norm=0.0),
-        run=dataclasses.replace(settings.run, save_every=1, keep_last=9),
+        loop=dataclasses.replace(settings.loop, save_every=1, keep_last=9),
     )
     with pytest.raises(
         Diverged, match=r"not finite at step (\d+). The last losses: 1: .* The last good checkpoint"
@@ -295,7 +295,7 @@ def filling(self, step, metrics):
     add(self, step, metrics)
 logs.Log.add = filling
 """
-    quiet = dataclasses.replace(settings, run=dataclasses.replace(settings.run, log_every=log_every), ema=EmaConfig())
+    quiet = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, log_every=log_every), ema=EmaConfig())
     out = tmp_path / "run"
     process = subprocess_of(command(quiet, out), limit)
     _, errors = process.communicate(timeout=120)
@@ -311,9 +311,9 @@ logs.Log.add = filling
 def test_watching(settings, tmp_path):
     """Lines of metrics, validation, samples, TensorBoard."""
     watched = {"sample_every": 6, "num_samples": 4, "sample_evals": 2, "validate_every": 6, "tensorboard": True}
-    run = dataclasses.replace(settings.run, **watched)
+    run = dataclasses.replace(settings.loop, **watched)
     held_out = dataclasses.replace(settings.data, held_out=settings.data.data)
-    train(dataclasses.replace(settings, run=run, data=held_out), tmp_path / "run")
+    train(dataclasses.replace(settings, loop=run, data=held_out), tmp_path / "run")
     lines = logs.read(tmp_path / "run")
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12]
     assert [line["step"] for line in lines if "validation_loss" in line] == [6, 12]
@@ -328,7 +328,7 @@ def test_fine_tuning_begins_with_the_weights(settings, tmp_path):
         settings,
         model=ModelConfig(init=str(tmp_path / "model")),
         optimizer=OptimizerConfig(learning_rate=1e-9, warmup_steps=0),
-        run=dataclasses.replace(settings.run, steps=1),
+        loop=dataclasses.replace(settings.loop, steps=1),
     )
     params = train(tuned, tmp_path / "run")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), params.weights, small_params().weights)
@@ -337,7 +337,7 @@ def test_fine_tuning_begins_with_the_weights(settings, tmp_path):
 def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
     data = shutil.copy(settings.data.data, tmp_path)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, data=data))
-    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=3)), tmp_path / "run")
+    train(dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=3)), tmp_path / "run")
     before = state_of(tmp_path / "run", 3)
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(settings, tmp_path / "run")
@@ -356,7 +356,7 @@ def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
 
 def test_more_steps(settings, whole, tmp_path):
     """A run may go on for longer than was said; its learning rate is constant."""
-    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=5))
+    short = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=5))
     train(short, tmp_path / "run")
     train(settings, tmp_path / "run", resume=True)
     jax.tree.map(np.testing.assert_array_equal, state_of(whole), state_of(tmp_path / "run"))
@@ -407,17 +407,17 @@ def test_a_network_that_does_not_fit_the_data(settings, tmp_path, changes, messa
 
 def test_a_run_without_a_checkpoint_is_begun_anew(settings, tmp_path):
     """Stopped at its start, it is in nobody's way: not even with other settings."""
-    short = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=3))
+    short = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=3))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.train.json.partial").write_text("{")
     train(short, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints")
     os.remove(tmp_path / "run/ddpm_jax.json")
-    other = dataclasses.replace(short, run=dataclasses.replace(short.run, batch_size=4))
+    other = dataclasses.replace(short, loop=dataclasses.replace(short.loop, batch_size=4))
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(other, tmp_path / "run")
     train(other, tmp_path / "run", resume=True)
-    assert json.loads((tmp_path / "run/train.json").read_text())["config"]["run"]["batch_size"] == 4
+    assert json.loads((tmp_path / "run/train.json").read_text())["config"]["loop"]["batch_size"] == 4
 
 
 def test_the_same_data_may_lie_elsewhere(settings, whole, tmp_path):

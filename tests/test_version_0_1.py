@@ -20,6 +20,7 @@ import ddpm_jax
 from ddpm_jax import training
 from ddpm_jax.checkpoint.folder import steps_in
 from ddpm_jax.cli import main
+from ddpm_jax.training.published import card
 from ddpm_jax.training.settings import TrainConfig
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "version_0_1.tar.xz"
@@ -42,11 +43,17 @@ def test_checkpoint(old):
     assert run.config.class_names == tuple("0123456789") and run.config.null_class == 10
 
 
+def test_card(old):
+    """It reads the batch size from the group that 0.1 called `run`."""
+    batch_size = json.loads((old / "run" / "train.json").read_text())["config"]["run"]["batch_size"]
+    assert f"| batch size | {batch_size} |" in card(old / "run")
+
+
 @pytest.mark.slow
 def test_run_goes_on(old):
     record = json.loads((old / "run" / "train.json").read_text())
     config = TrainConfig.from_dict(record["config"])
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps=32))
+    config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=32))
     training.train(config, old / "run", resume=True)
     assert steps_in(old / "run" / "checkpoints")[-1] == 32
     lines = [json.loads(line) for line in (old / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -232,5 +232,5 @@ def read_record(folder: Path) -> dict[str, Any]:
         FileNotFoundError: the folder is no run.
     """
     if not is_run(folder):
-        raise FileNotFoundError(f"{folder} is no training run: it has no {RUN_FILE}.")
+        raise FileNotFoundError(f"{folder} is no training run: it has no {RUN_FILE}. Name the `out` of a training.")
     return read_json(folder / RUN_FILE)

@@ -1,20 +1,25 @@
-"""What the words of a command line mean: samplers, knobs, classes and sizes; and messages in the words of flags."""
+"""What the commands share: samplers, classes and sizes from text, output folders, processes, messages in flags."""
 
 import ast
 import dataclasses
 import inspect
+import os
 import re
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tyro.conf import Positional
 
+from ddpm_jax.files import check_local
+
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
-# What the library calls otherwise than the flag that it comes from.
+# Arguments of the library whose flag has another name.
 _ALIASES = {
     "class_labels": "class_label",
     "first_index": "index",
+    "folder": "out",
     "overwrite": "force",
     "sample_size": "image_size",
 }
@@ -46,7 +51,7 @@ def choose_sampler(name: str | None, steps: int | None, knobs: Sequence[str], co
     if name is None:
         sampler, own = registry.named(config.sampler)
     else:
-        sampler, own = _own_knobs(registry.by_name(name))
+        sampler, own = registry.own_knobs(registry.by_name(name))
     fields = {field.name: field for field in dataclasses.fields(sampler)}
     given: dict[str, Any] = {} if steps is None else {"num_steps": steps}
     for knob in knobs:
@@ -59,13 +64,7 @@ def choose_sampler(name: str | None, steps: int | None, knobs: Sequence[str], co
         check(field not in given, f"--set {knob}: `{field}` is given twice. Give it once.")
         given[field] = _value(text, several="tuple" in str(fields[field].type))
     chosen = effects.with_effects(sampler, own, given)
-    return Chosen(chosen, describe(chosen), _described(sampler, own | given))
-
-
-def _own_knobs(sampler: Any) -> tuple[type, dict[str, Any]]:
-    values = {field.name: getattr(sampler, field.name) for field in dataclasses.fields(sampler)}
-    defaults = {field.name: field.default for field in dataclasses.fields(sampler)}
-    return type(sampler), {name: value for name, value in values.items() if value != defaults[name]}
+    return Chosen(chosen, registry.describe(chosen), registry.in_words(sampler, own | given))
 
 
 def _value(text: str, *, several: bool) -> Any:
@@ -95,28 +94,6 @@ def _value(text: str, *, several: bool) -> Any:
         value = tuple(value)
     single = isinstance(value, int | float) and not isinstance(value, bool)
     return (value,) if several and single else value
-
-
-def describe(sampler: Any) -> str:
-    """Return the sampler as one would write it, without the knobs that have their defaults.
-
-    Example:
-        >>> describe(ddpm_jax.samplers.DDIM(num_steps=10, eta=0.5)), describe(ddpm_jax.samplers.DDIM(num_steps=50))
-        ('DDIM(num_steps=10, eta=0.5)', 'DDIM()')
-    """
-    return _described(*_own_knobs(sampler))
-
-
-def _described(sampler: type, knobs: dict[str, Any]) -> str:
-    unused = {"num_steps", "timestep_spacing", "steps_offset"} if knobs.get("timesteps") else set()
-    if knobs.get("num_steps") == sampler.default_steps:
-        unused |= {"num_steps"}
-    shown = [
-        f"{field.name}={knobs[field.name]!r}"
-        for field in dataclasses.fields(sampler)
-        if field.name in knobs and knobs[field.name] != field.default and field.name not in unused
-    ]
-    return f"{sampler.__name__}({', '.join(shown)})"
 
 
 def class_of(text: str | None, config: Any) -> tuple[int | None, str | None]:
@@ -171,6 +148,32 @@ def at_size(params: Any, size: str | None) -> Any:
     except ValueError as error:
         raise ValueError(f"{error} Here: `image_size` N or HxW.") from None
     return params.replace(config=dataclasses.replace(params.config, unet=unet))
+
+
+def check_output(out: Path) -> None:
+    """Refuse a folder that cannot be made or written."""
+    check_local(out)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out {out} is a file; name a folder.")
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"--out {out}: {parent} is not writable.")
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None, distributed: bool) -> None:
+    """Become one of several processes. To be called before the first use of a device."""
+    given = [coordinator, num_processes, process_id]
+    if given == [None] * 3 and not distributed:
+        return
+    if distributed and given != [None] * 3:
+        raise ValueError("--distributed finds the processes by itself: leave --coordinator and the like out.")
+    if None in given and not distributed:
+        raise ValueError("--coordinator, --num-processes and --process-id belong together.")
+    import jax
+
+    jax.distributed.initialize(coordinator, num_processes, process_id)
 
 
 def in_flags(message: str, command: Callable[..., Any] | None) -> str:

@@ -5,7 +5,6 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from ddpm_jax.cli.arguments import describe
 from ddpm_jax.config import Config
 
 _MAX_CLASSES = 20  # that are named
@@ -120,6 +119,7 @@ def info(
     from ddpm_jax.checkpoint.folder import is_run, read_record
     from ddpm_jax.checkpoint.source import locate, read
     from ddpm_jax.params import count
+    from ddpm_jax.samplers.registry import describe
 
     where = locate(model, revision=revision, variant=variant, subfolder=subfolder)
     params = read(where)

@@ -1,5 +1,6 @@
 """`ddpm-jax train`: from a folder of pictures to a checkpoint."""
 
+import argparse
 import dataclasses
 import logging
 import shlex
@@ -7,44 +8,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax.cli.arguments import join
 from ddpm_jax.cli.compile_cache import keep_compiled
-from ddpm_jax.cli.sampling import join
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PRESET = "small-32"
+# Flags that decide the defaults of the others, which --help shows. They are parsed first, by themselves.
+_FIRST = ("--preset", "--init", "--model-config", "--resolution", "--warmup-steps", "--attention-resolutions")
 
 
 def train_command(argv: Sequence[str]) -> Callable[..., Any]:
-    """Return the command, its defaults being those of the preset that the command line names.
+    """Return the command, with the defaults of the preset and the network that the command line names.
 
     Raises:
         ValueError: there is no such preset.
     """
     from ddpm_jax.training import PRESETS, TrainConfig
-    from ddpm_jax.training.settings import OF_THE_NETWORK, OF_THE_SCHEDULE
+    from ddpm_jax.training.presets import at_resolution, for_network
     from ddpm_jax.validation import check, nearest
 
-    flags = [word.partition("=")[0].replace("_", "-") for word in argv]
-    brought: set[str] = set()
-    for origin, own in (("--init", (*OF_THE_NETWORK, *OF_THE_SCHEDULE)), ("--model-config", OF_THE_NETWORK)):
-        if _value_of(argv, origin):
-            given = [flag for flag in flags if flag in {"--" + name.replace("_", "-") for name in own}]
-            check(not given, f"{origin} brings its own: leave {' and '.join(given)} out.")
-            brought |= set(own)
-    default = "fine-tune" if _value_of(argv, "--init") else DEFAULT_PRESET
-    name, known = _value_of(argv, "--preset") or default, ", ".join(PRESETS)
+    first = _first(argv)
+    default = "fine-tune" if first.init else DEFAULT_PRESET
+    name, known = first.preset or default, ", ".join(PRESETS)
     check(name in PRESETS, f"--preset {name} is unknown.{nearest(name, PRESETS)} There is {known}.")
-    defaults = PRESETS[name]
-    resolution = _value_of(argv, "--resolution") or ""
-    if brought:  # with the resolution that it is for
-        data, model = dataclasses.replace(defaults.data, resolution=None), _without(defaults.model, brought)
-        objective = _without(defaults.objective, {"variance_type"} if _value_of(argv, "--init") else set())
-        defaults = dataclasses.replace(defaults, data=data, model=model, objective=objective)
-    elif resolution.isdigit() and defaults.data.resolution and "--attention-resolutions" not in flags:
-        sides = (side * int(resolution) // defaults.data.resolution for side in defaults.model.attention_resolutions)
-        model = dataclasses.replace(defaults.model, attention_resolutions=tuple(sides))  # at the same levels
-        defaults = dataclasses.replace(defaults, model=model)
+    defaults, resolution = PRESETS[name], first.resolution or ""
+    if first.init:
+        defaults = for_network(defaults, init=first.init)
+    elif first.model_config:
+        defaults = for_network(defaults, model_config=Path(first.model_config))
+    elif resolution.isdigit() and int(resolution) and first.attention_resolutions is None:
+        defaults = at_resolution(defaults, int(resolution))
 
     def train(
         config: TrainConfig = defaults,
@@ -57,10 +51,10 @@ def train_command(argv: Sequence[str]) -> Callable[..., Any]:
         process_id: int | None = None,
         distributed: bool = False,
     ) -> None:
-        """Train a model on a folder of images. A run that was stopped goes on with --resume.
+        """Train a model on a folder of images. --resume continues a run that was interrupted.
 
-        It exits with 0 only when the last step is done: with 143 after SIGTERM and 130 after Ctrl-C, when it has saved
-        the step that it had come to (a second Ctrl-C ends it at once), and with 1 where something is wrong.
+        The exit code is 0 only when the last step is done. It is 143 after SIGTERM and 130 after Ctrl-C, which save the
+        current step (a second Ctrl-C interrupts at once), and 1 after an error.
 
         Args:
             config: all settings.
@@ -68,12 +62,12 @@ def train_command(argv: Sequence[str]) -> Callable[..., Any]:
                 3.17), lsun-256 (7.89 for churches, 19.75 for cats), celebahq-256 (none published). For CPUs: small-32,
                 tiny-16. With --init: fine-tune.
             out: the run's folder, which `load` opens.
-            resume: go on with the run in that folder; begin it if there is none.
+            resume: continue the run in that folder; begin it if there is none.
             compile_cache: folder that keeps compiled programs for the next run; `none` keeps none. The user's cache
                 folder if left out.
             coordinator: HOST:PORT of process 0, to run as one of several processes (jax.distributed).
-            num_processes: how many there are.
-            process_id: which one this is.
+            num_processes: number of processes.
+            process_id: number of this process.
             distributed: run as one of several processes that find each other (TPU pods, Slurm, Open MPI).
         """
         join(coordinator, num_processes, process_id, distributed)
@@ -81,7 +75,7 @@ def train_command(argv: Sequence[str]) -> Callable[..., Any]:
         from ddpm_jax import training
 
         logging.basicConfig(level=logging.WARNING, format="ddpm-jax: %(message)s")
-        if "--warmup-steps" not in flags:
+        if first.warmup_steps is None:
             config = _with_warmup(config, out if resume else None)
         training.train(config, out, resume=resume)
         publish = f"ddpm-jax export {shlex.quote(str(out))} OUT"
@@ -90,30 +84,26 @@ def train_command(argv: Sequence[str]) -> Callable[..., Any]:
     return train
 
 
-def _without(settings: Any, names: set[str]) -> Any:
-    """Give some fields their defaults."""
-    plain = {field.name: field.default for field in dataclasses.fields(settings) if field.name in names}
-    return dataclasses.replace(settings, **plain)
+def _first(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the values of the flags in _FIRST, None where a flag is not given, and leave all other words alone."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in _FIRST:
+        parser.add_argument(flag, nargs="*" if flag == "--attention-resolutions" else "?")
+    words = [name.replace("_", "-") + equals + value for name, equals, value in (word.partition("=") for word in argv)]
+    flags = [new if old.startswith("--") else old for old, new in zip(argv, words, strict=True)]
+    return parser.parse_known_args(flags)[0]
 
 
-def _with_warmup(config: Any, run: Path | None) -> Any:
-    """Take the warm-up of the run that is to go on; in a new one, a tenth of the steps where the preset's is longer."""
+def _with_warmup(config: Any, run_folder: Path | None) -> Any:
+    """Return settings with the warm-up of the run to be resumed or, in a new one, at most a tenth of its steps."""
     from ddpm_jax.checkpoint.folder import is_run, read_record
 
-    steps, preset = config.run.steps, config.optimizer.warmup_steps
-    if run is not None and is_run(run.expanduser()):
-        warmup = read_record(run.expanduser())["config"]["optimizer"]["warmup_steps"]
+    steps, preset = config.loop.steps, config.optimizer.warmup_steps
+    if run_folder is not None and is_run(run_folder.expanduser()):
+        warmup = read_record(run_folder.expanduser())["config"]["optimizer"]["warmup_steps"]
     elif preset >= steps:
         warmup = steps // 10
         log.warning("The preset's warm-up of %d steps is cut to %d, a tenth of --steps %d.", preset, warmup, steps)
     else:
         return config
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, warmup_steps=warmup))
-
-
-def _value_of(argv: Sequence[str], flag: str) -> str | None:
-    for number, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name.replace("_", "-") == flag and (equals or number + 1 < len(argv)):
-            return value if equals else argv[number + 1]
-    return None

@@ -1,1 +1,1 @@
-"""Images to learn from: found in folders, decoded, numbered by class."""
+"""Images: read from folders and arrays, and written as sets."""

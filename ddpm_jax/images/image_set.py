@@ -1,8 +1,8 @@
-"""A set of images on disk that grows until it is whole: numbered PNGs, or one .npz.
+"""A set of images on disk that can be continued until it is complete: numbered PNGs, or one .npz.
 
-What is there says what is missing, so that a run which was killed goes on where it was. `samples.json` holds the
-settings; a set is never continued with others. A file that disks or people have damaged, or that is of another set, is
-as good as missing.
+The files that are there tell which images are missing, so a process that was killed loses nothing that it had written.
+`samples.json` holds the settings; a set is never continued with others. A damaged file, or one of another set, counts
+as missing.
 """
 
 import json
@@ -19,14 +19,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ddpm_jax.files import SET_FILE, read_json, whole_file, write_json
-from ddpm_jax.pixels import pixels_of, to_pil, to_uint8
-from ddpm_jax.validation import differences
+from ddpm_jax.pixels import check_channels, pixels_of, to_pil, to_uint8
+from ddpm_jax.validation import check, differences
 
 ARCHIVE = "images.npz"
 PARTS = "parts"
 FORMATS = ("png", "npz")
 _LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"  # of a PNG
-# What may differ when a set is continued: more images, and what does not change them, or but for rounding.
+# Settings that may change when a set is continued: its size, and versions (which only affect rounding).
 _MAY_DIFFER = ("num_images", "complete", "versions", "class_name")
 
 
@@ -52,24 +52,27 @@ class ImageSet:
         force: bool = False,
         shape: tuple[int, int, int] | None = None,
     ):
-        """Open a set to write into, beginning it or going on with it.
+        """Open a set for writing: a new one, or one to continue. Nothing on disk changes before `begin`.
 
         Args:
-            folder: where it lies or shall lie.
-            settings: everything that decides what the images are; kept in samples.json, and in every PNG.
-            num_images: images of the whole set; more than before extends it.
-            format: "png", a file an image, or "npz", one uint8 array [n, h, w, c] named arr_0.
-            force: start anew, whatever is there.
-            shape: (height, width, channels) of an image, if known: files of another shape are none of the set.
+            folder: of the set.
+            settings: everything that decides the images; written into samples.json and every PNG.
+            num_images: images of the complete set; more than before extends it.
+            format: "png": a file an image; "npz": one uint8 array [n, h, w, c] named arr_0.
+            force: replace what is in the folder.
+            shape: (height, width, channels) of an image, if known: files of another shape count as missing.
 
         Raises:
-            ValueError: the folder holds a set with other settings (they are named), or a larger one.
-            FileExistsError: it holds the whole set already, or images without a samples.json.
+            ValueError: an unknown format, channels that no PNG holds; the folder holds a set with other settings (they
+                are named), or a larger one.
+            FileExistsError: it holds the complete set already, or images without a samples.json.
         """
+        check(format in FORMATS, f"`format` must be one of {', '.join(FORMATS)}, not {format!r}.")
+        if format == "png" and shape is not None:
+            check_channels(shape[-1])
         self.folder, self.num_images, self.format = folder, num_images, format
-        # as JSON would read it back
-        self.settings = json.loads(json.dumps(settings | {"format": format}))
-        self.shape, self.damaged = shape, ()  # names of files that are not taken, as `missing` found them
+        self.settings = _as_json(settings | {"format": format})
+        self.shape, self.damaged = shape, ()  # `missing` puts the names of files here that do not count
         self._replaces, self._archived = force, 0
         if force:
             return
@@ -78,21 +81,22 @@ class ImageSet:
             self._check(there)
         elif any(self._files()):
             raise FileExistsError(
-                f"{folder} holds {next(self._files()).name} but no {SET_FILE}: choose another --out, or --force."
+                f"{folder} holds {next(self._files()).name} but no {SET_FILE}, so that nobody knows of which set it "
+                "is. Choose another `folder`, or replace what is there with `force`."
             )
 
     def begin(self) -> None:
-        """Make the folder ready, in one process, before any process writes. Nothing has changed until now."""
+        """Prepare the folder, in one process, before any process writes."""
         if self._replaces:
             self._remove()
-        if self._archived:  # to be extended: back to a part, the only one, whatever a kill has left
+        if self._archived:  # to extend it: it becomes the only part; parts that a kill has left are in it
             shutil.rmtree(self.folder / PARTS, ignore_errors=True)
             self._write_part(0, np.load(self.folder / ARCHIVE)["arr_0"])
         self._replaces, self._archived = False, 0
         self._write_record(complete=False)
 
     def missing(self) -> np.ndarray:
-        """Return the numbers of the images that are not there yet, or not whole; `damaged` names the latter's files."""
+        """Return the numbers of the images that are missing or damaged, and name the damaged files in `damaged`."""
         there, damaged = np.zeros(self.num_images, bool), []
         if self._replaces:
             pass
@@ -112,15 +116,15 @@ class ImageSet:
         return np.flatnonzero(~there)
 
     def write(self, indices: Sequence[int] | np.ndarray, images: np.ndarray) -> None:
-        """Add images [n, h, w, c] in [0, 1], and the number of each."""
+        """Add images [n, h, w, c] in [0, 1] with their numbers."""
         if self.format == "png":
             self.folder.mkdir(parents=True, exist_ok=True)
             for index, image in zip(indices, to_pil(images), strict=True):
                 write_png(image, self.folder / f"{index:05d}.png", self.settings | {"index": int(index)})
             return
         indices, images = np.asarray(indices), to_uint8(images)
-        for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
-            self._write_part(int(indices[run[0]]), images[run])
+        for places in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
+            self._write_part(int(indices[places[0]]), images[places])
 
     def read(self, count: int) -> np.ndarray:
         """Return the first images of the set, [count, h, w, c] in [0, 1]."""
@@ -134,7 +138,7 @@ class ImageSet:
         return np.concatenate(images) / np.float32(255)
 
     def finish(self) -> None:
-        """Mark the set as whole; put an .npz together from its parts, one at a time."""
+        """Mark the set as complete. An .npz is joined from its parts, of which one is in memory at a time."""
         if self.format == "npz":
             parts = sorted(self._parts())
             starts = [start for start, _, _ in parts]
@@ -166,26 +170,31 @@ class ImageSet:
     def _check(self, there: dict[str, Any]) -> None:
         count = there.get("num_images", 0)
         if count > self.num_images:
-            raise ValueError(f"{self.folder} holds a set of {count} images, more than {self.num_images}.")
+            raise ValueError(
+                f"{self.folder} holds a set of {count} images, more than {self.num_images}. Ask for at least as many, "
+                "choose another `folder`, or replace the set with `force`."
+            )
         if there.get("complete") and self.format == "npz" and self._is_archive(count):
             self._archived = count
         if there.get("complete") and count == self.num_images and not len(self.missing()):
             raise FileExistsError(
-                f"{self.folder} holds these {count} images already; choose another --out, or --force to make them anew."
+                f"{self.folder} holds these {count} images already; choose another `folder`, or draw them again with "
+                "`force`."
             )
 
     def _is_ours(self, path: Path) -> bool:
-        """Tell whether a PNG is whole, of this set's shape, and what its record says of this set."""
+        """Tell whether a PNG is undamaged, of this set's shape, and recorded as of this set."""
         found = read_png(path)
         if found is None:
             return False
         shape, text = found
         ours = _texts(self.settings | {"index": int(path.stem)})
-        named = (ours.keys() | self.settings.keys()) - set(_MAY_DIFFER)  # a tool may have taken the record out
+        named = (ours.keys() | self.settings.keys()) - set(_MAY_DIFFER)
+        # a PNG without a record is taken: image tools remove records
         return self._fits(shape) and all(text.get(name) in (None, ours.get(name)) for name in named)
 
     def _is_part(self, path: Path, count: int) -> bool:
-        """Tell whether an .npy holds so many images of this set's shape."""
+        """Tell whether an .npy holds `count` images of this set's shape."""
         try:
             images = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
@@ -193,7 +202,7 @@ class ImageSet:
         return images.dtype == np.uint8 and images.ndim == 4 and len(images) == count and self._fits(images.shape[1:])
 
     def _is_archive(self, count: int) -> bool:
-        """Tell whether the .npz is whole and holds so many images of this set's shape."""
+        """Tell whether the .npz is undamaged and holds `count` images of this set's shape."""
         try:
             with zipfile.ZipFile(self.folder / ARCHIVE) as archive, archive.open("arr_0.npy") as file:
                 np.lib.format.read_magic(file)
@@ -213,7 +222,7 @@ class ImageSet:
             yield from (path for path in (self.folder / PARTS, self.folder / ARCHIVE) if path.exists())
 
     def _parts(self, *, whole: bool = True):
-        """Yield (start, stop, path) of the parts, those that are damaged too if they need not be whole."""
+        """Yield (start, stop, path) of the parts; with `whole`, of the undamaged ones alone."""
         for path in (self.folder / PARTS).glob("*.npy"):
             if match := re.fullmatch(r"(\d+)-(\d+)\.npy", path.name):
                 start, stop = int(match[1]), int(match[2])
@@ -230,27 +239,27 @@ class ImageSet:
 
 
 def refuse_others(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the record of the set in a folder; None if there is none.
+    """Return the record of the set in a folder, or None if there is none.
 
     Raises:
-        ValueError: its settings are others; they are named.
+        ValueError: the set has other settings; they are named.
     """
     path = folder / SET_FILE
     if not path.exists():
         return None
-    there, here = read_json(path), json.loads(json.dumps(settings))
+    there, here = read_json(path), _as_json(settings)
     fixed = lambda items: {name: value for name, value in items.items() if name not in _MAY_DIFFER}
     changed = differences(fixed(there), fixed(here))
     if changed:
         raise ValueError(
-            f"{folder} holds a set with other settings: {'; '.join(changed)}. Choose another --out, or --force to "
-            "start anew."
+            f"{folder} holds a set with other settings: {'; '.join(changed)}. Choose another `folder`, or replace "
+            "the set with `force`."
         )
     return there
 
 
 def write_png(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
-    """Write an image with a record in its text chunks."""
+    """Write an image as PNG, with a record in its text chunks."""
     text = PngInfo()
     for name, value in _texts(record).items():
         text.add_text(name, value)
@@ -259,9 +268,9 @@ def write_png(image: Image.Image, path: Path, record: dict[str, Any]) -> None:
 
 
 def read_png(path: Path) -> tuple[tuple[int, int, int], dict[str, str]] | None:
-    """Return the shape (height, width, channels) and the record of a PNG; None where it is none, or damaged.
+    """Return the shape (height, width, channels) and the record of a PNG, or None if it is damaged or no PNG.
 
-    Its sums are checked, and nothing is decoded.
+    Its checksums are verified; no pixel is decoded.
     """
     try:
         with open(path, "rb") as file, Image.open(file, formats=["PNG"]) as image:
@@ -275,8 +284,13 @@ def read_png(path: Path) -> tuple[tuple[int, int, int], dict[str, str]] | None:
     return (shape, record) if whole else None
 
 
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings as they are when they are read back."""
+    return json.loads(json.dumps(settings))
+
+
 def _texts(record: dict[str, Any]) -> dict[str, str]:
-    """Return what a PNG's text chunks say of a record."""
+    """Return a record as a PNG's text chunks."""
     return {
         name: value if isinstance(value, str) else json.dumps(value)
         for name, value in record.items()

@@ -81,6 +81,28 @@ def decode(path, *, ground: Ground | None, channels: int | None = None, least: i
     return image if channels is None else image.convert(MODES[channels])
 
 
+def resized(image: Image.Image, resolution: int, box: tuple[float, ...] | None = None) -> Image.Image:
+    """Return a square crop of a picture, resized.
+
+    Args:
+        image: the picture.
+        resolution: side of the result.
+        box: (left, top, right, bottom) of the crop; None is the largest square in the middle.
+
+    Example:
+        >>> resized(Image.new("L", (20, 10)), 5).size
+        (5, 5)
+    """
+    if box is None:
+        width, height = image.size
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    larger = resolution > box[2] - box[0]
+    method = Image.Resampling.BICUBIC if larger else Image.Resampling.LANCZOS
+    return image.resize((resolution, resolution), method, box=box, reducing_gap=3.0)
+
+
 def reason(error: Exception) -> str:
     """Say in a few words why a file could not be decoded."""
     if isinstance(error, UnidentifiedImageError):

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax.images.arrays import checked_labels, open_arrays
-from ddpm_jax.images.picture import MODES, Ground, decode, ground_of, reason
+from ddpm_jax.images.picture import MODES, Ground, decode, ground_of, reason, resized
 from ddpm_jax.images.walk import Found, by_value, shown, walk, walk_of_before
 from ddpm_jax.pixels import picture
 from ddpm_jax.validation import check, some
@@ -160,6 +160,23 @@ def open_source(
         source = _array(data, path, name, class_conditional, before)
     source = dataclasses.replace(_converted(source, channels, name), name=shown(data))
     return source if like is None else _made_alike(source, like, name)
+
+
+def centred(source: Source, resolution: int, most: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return up to `most` images of a source, evenly spaced in its order, with a center crop and no flips.
+
+    Returns:
+        Images [n, h, w, c], uint8, and their classes [n], int32, or None.
+
+    Example:
+        >>> images, labels = centred(open_source("digits"), 16, 5)
+        >>> images.shape, labels
+        ((5, 16, 16, 1), None)
+    """
+    chosen = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
+    images = [np.asarray(resized(source.image(int(index), 2 * resolution), resolution)) for index in chosen]
+    labels = None if source.labels is None else source.labels[chosen].astype(np.int32)
+    return np.stack(images).reshape(len(chosen), resolution, resolution, -1), labels
 
 
 def _folder(

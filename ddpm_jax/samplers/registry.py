@@ -149,3 +149,42 @@ def named(config: dict[str, Any] | SamplerConfig) -> tuple[type[Sampler], dict[s
             f"{sampler.__name__} cannot honour these settings of {config.class_name}: {settings}.", stacklevel=2
         )
     return sampler, knobs
+
+
+def describe(sampler: Sampler) -> str:
+    """Return a sampler as one would write it: its class, and the knobs that differ from their defaults.
+
+    Example:
+        >>> describe(DDIM(num_steps=10, eta=0.5)), describe(DDIM(num_steps=50))
+        ('DDIM(num_steps=10, eta=0.5)', 'DDIM()')
+    """
+    return in_words(*own_knobs(sampler))
+
+
+def own_knobs(sampler: Sampler) -> tuple[type[Sampler], dict[str, Any]]:
+    """Return the class of a sampler, and those of its knobs that differ from their defaults.
+
+    Example:
+        >>> own_knobs(DDIM(num_steps=10))[1]
+        {'num_steps': 10}
+    """
+    values = {field.name: (getattr(sampler, field.name), field.default) for field in dataclasses.fields(sampler)}
+    return type(sampler), {name: value for name, (value, default) in values.items() if value != default}
+
+
+def in_words(sampler: type[Sampler], knobs: dict[str, Any]) -> str:
+    """Return the text of `describe` for a class and knobs, some of which may do nothing beside the others.
+
+    Example:
+        >>> in_words(DDIM, {"eta": 0.5, "timesteps": (900, 0), "num_steps": 2})
+        'DDIM(timesteps=(900, 0), eta=0.5)'
+    """
+    unused = {"num_steps", "timestep_spacing", "steps_offset"} if knobs.get("timesteps") else set()
+    if knobs.get("num_steps") == sampler.default_steps:
+        unused |= {"num_steps"}
+    shown = [
+        f"{field.name}={knobs[field.name]!r}"
+        for field in dataclasses.fields(sampler)
+        if field.name in knobs and knobs[field.name] != field.default and field.name not in unused
+    ]
+    return f"{sampler.__name__}({', '.join(shown)})"

@@ -1,4 +1,4 @@
-"""Training: `train(config, out)`, its settings and presets.
+"""Training: `train(config, out)`, its settings, and presets of them.
 
 config = dataclasses.replace(PRESETS["small-32"], data=DataConfig(data="photos/", resolution=32))
 params = train(config, "runs/photos")
@@ -10,9 +10,9 @@ from ddpm_jax.training.presets import PRESETS
 from ddpm_jax.training.settings import (
     DataConfig,
     EmaConfig,
+    LoopConfig,
     ModelConfig,
     OptimizerConfig,
-    RunConfig,
     TrainConfig,
 )
 
@@ -23,7 +23,7 @@ __all__ = [
     "EmaConfig",
     "ModelConfig",
     "OptimizerConfig",
-    "RunConfig",
+    "LoopConfig",
     "Stopped",
     "TrainConfig",
     "train",

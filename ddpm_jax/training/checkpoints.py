@@ -1,6 +1,6 @@
-"""A run's checkpoints on disk: written in the background, whole or not at all, and read back the newest first.
+"""A run's checkpoints: written in the background, atomically, and restored from the newest that can be read.
 
-Beside `checkpoint/folder.py` the one door to orbax.
+One of the two files that import orbax; `checkpoint/folder.py` is the other.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from ddpm_jax.types import PyTree
 
 log = logging.getLogger(__name__)
 
-DAMAGED_KEPT = 2  # for whoever wants to look into them; each is as large as a good one
+DAMAGED_KEPT = 2  # for inspection; each is as large as a good one
 
 
 class Checkpoints:
-    """Trees of arrays by their step, in a folder."""
+    """A folder of trees of arrays, by step."""
 
     def __init__(self, folder: Path, *, keep_last: int | None, keep_every: int):
         """Open the folder.
 
         Args:
-            folder: made if it is not there.
-            keep_last: how many states stay; None for all.
-            keep_every: those whose step is its multiple stay for good; 0 for none.
+            folder: made if it does not exist.
+            keep_last: number of newest states kept; None keeps all.
+            keep_every: states whose step is a multiple of this are kept for good; 0 for none.
         """
         import orbax.checkpoint as ocp
 
@@ -43,14 +43,14 @@ class Checkpoints:
         self._open.callback(self.manager.close)
 
     def steps(self) -> list[int]:
-        """Return the steps that are there, in order."""
+        """Return the steps of the states in the folder, in order."""
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, state: Any) -> bool:
-        """Write a state in the background; what is still being written is waited for first.
+        """Write a state in the background, after the one before has been written.
 
         Returns:
-            Whether it was not there yet.
+            Whether it is written: False if there is a state of that step.
 
         Raises:
             Exception: the state before could not be written.
@@ -63,18 +63,24 @@ class Checkpoints:
         return True
 
     def wait(self) -> None:
-        """Wait until everything is written.
+        """Wait until all states are written.
 
         Raises:
-            Exception: it could not be.
+            Exception: one could not be written.
         """
         self.manager.wait_until_finished()
 
     def read_back(self, step: int, name: str, config: Config, written: PyTree) -> None:
-        """Wait for a state, and find one of the weights' trees in it as it is in memory; put it aside otherwise.
+        """Read a part of a state back and compare it with the arrays in memory. A state that differs is put aside.
+
+        Args:
+            step: of the state.
+            name: of the part, a tree of weights.
+            config: of the network.
+            written: the part in memory.
 
         Raises:
-            OSError: it cannot be read, or is something else.
+            OSError: the part cannot be read, or differs.
         """
         self.wait()
         try:
@@ -87,18 +93,18 @@ class Checkpoints:
             raise error or OSError("What has been written cannot be read back by another process.")
 
     def check(self) -> None:
-        """Find out whether what was written in the background has been, where it can be known without waiting.
+        """Raise the error of the last write, if it has ended. Does not wait for it.
 
         Raises:
-            Exception: it could not be written.
+            Exception: the state could not be written.
         """
         if not self.manager.is_saving_in_progress():
             self.wait()
 
     def restore(self, like: TrainState) -> TrainState | None:
-        """Return the newest state that can be read, placed as `like` says; None if there is none.
+        """Return the newest state that can be read, with the shardings of `like`, or None if there is none.
 
-        Damaged ones that are newer are named in a warning and put aside, as damaged-STEP.
+        Newer states that are damaged are named in a warning and renamed to damaged-STEP.
         """
         import orbax.checkpoint as ocp
 
@@ -107,7 +113,7 @@ class Checkpoints:
             state, error = None, None
             try:
                 state = self.manager.restore(step, args=ocp.args.StandardRestore(like))
-            except Exception as found:  # what a cut-off file raises depends on where it was cut
+            except Exception as found:  # a truncated file raises whatever the cut makes of it
                 error = found
             if sharding.everywhere(state is not None):
                 self.put_aside(damaged)
@@ -118,7 +124,7 @@ class Checkpoints:
         return None
 
     def put_aside(self, steps: list[int]) -> None:
-        """Take damaged states out of the series, as damaged-STEP; the newest few of them stay."""
+        """Rename damaged states to damaged-STEP, and keep only the newest few of those."""
         if steps and jax.process_index() == 0:
             for step in steps:
                 (self.folder / str(step)).rename(self._free(f"damaged-{step}"))
@@ -130,7 +136,7 @@ class Checkpoints:
             self.manager.reload()
 
     def _free(self, name: str) -> Path:
-        """Return a path of that name, with a number behind it where there is one."""
+        """Return a path that does not exist: the name, or the name with a number."""
         path, number = self.folder / name, 0
         while path.exists():
             number += 1
@@ -142,7 +148,7 @@ class Checkpoints:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Take away what a killed process has left half written in a folder of checkpoints. Nobody may be writing there."""
+    """Remove half-written checkpoints of a killed process. No process may be writing into the folder."""
     for path in folder.glob("*.orbax-checkpoint-tmp*"):
         log.info("%s is a leftover of a killed run: it is removed.", path)
         shutil.rmtree(path, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Images in batches.
+"""Batches of training images.
 
-batch(step) is a pure function of (seed, step): image k of it is element step * batch_size + k of an endless, anew
-shuffled sequence, cropped and flipped by a generator of its own. A process reads its slice alone; nothing needs to be
-remembered to go on with a run. The only file that imports grain.
+batch(step) is a pure function of (seed, step): its image k is element step * batch_size + k of an endless sequence that
+is shuffled again every epoch, cropped and flipped by that element's own generator. A process reads its slice alone, and
+resuming needs no iterator state. The only file that imports grain.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ddpm_jax.images.picture import resized
 from ddpm_jax.images.source import Source, UnreadableImage, open_source
 from ddpm_jax.training.settings import DataConfig
 from ddpm_jax.types import Array
@@ -29,13 +30,13 @@ class Batch(NamedTuple):
 def open_data(
     config: DataConfig, *, out: Path, before: Mapping[str, Any] | None = None, like: Source | None = None
 ) -> Source:
-    """Open what a config names: the training data, or with `like`, which is that, the held-out data.
+    """Open the training data that a config names or, if `like` is given, the held-out data.
 
     Args:
         config: what to open, and how.
-        out: the run's folder, which is no data.
-        before: what train.json says of the data of a run that goes on.
-        like: the training data.
+        out: the run's folder, which is not data.
+        before: the `data` of a resumed run's train.json.
+        like: the training data, whose classes and channels the held-out data must have.
     """
     return open_source(
         config.data if like is None else config.held_out or "",
@@ -64,7 +65,7 @@ class Batches:
 
         self.source, self.config, self.resolution, self.batch_size = source, config, resolution, batch_size
         smallest = 1.0 if config.crop == "center" else np.sqrt(config.min_crop)
-        self.least = int(np.ceil(2 * resolution / smallest))  # twice what is cut out, for the resampling filter
+        self.least = int(np.ceil(2 * resolution / smallest))  # pixels: twice the crop's, for the resampling filter
         numbers = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
         self.elements = numbers.random_map(self._read)
 
@@ -73,7 +74,7 @@ class Batches:
         return self._part(step, 0, self.batch_size)
 
     def own(self, start: int, stop: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
-        """Yield part number `part` of `parts` of the batches start .. stop - 1, read ahead by several threads."""
+        """Yield part number `part` of `parts` of the batches start .. stop - 1, which several threads prefetch."""
         import grain
 
         size = self.batch_size // parts
@@ -104,29 +105,9 @@ class Batches:
         return pixels, -1 if self.source.labels is None else int(self.source.labels[index])
 
     def _box(self, image: Image.Image, generator: np.random.Generator) -> tuple[float, ...] | None:
-        """Return the corners of the square that is cut out, or None for the one in the middle."""
+        """Return (left, top, right, bottom) of a random crop, or None for the center crop."""
         if self.config.crop == "center":
             return None
         side = np.sqrt(generator.uniform(self.config.min_crop, 1)) * min(image.size)
         left, top = (generator.uniform(0, length - side) for length in image.size)
         return (left, top, left + side, top + side)
-
-
-def resized(image: Image.Image, resolution: int, box: tuple[float, ...] | None = None) -> Image.Image:
-    """Cut a square out, the largest in the middle if no box says otherwise, and bring it to a resolution."""
-    if box is None:
-        width, height = image.size
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-    larger = resolution > box[2] - box[0]
-    method = Image.Resampling.BICUBIC if larger else Image.Resampling.LANCZOS
-    return image.resize((resolution, resolution), method, box=box, reducing_gap=3.0)
-
-
-def centred(source: Source, resolution: int, most: int) -> Batch:
-    """Return the first images of a source, evenly spread, cut in the middle and never flipped."""
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
-    images = [np.asarray(resized(source.image(int(index), 2 * resolution), resolution)) for index in chosen]
-    labels = None if source.labels is None else source.labels[chosen].astype(np.int32)
-    return Batch(np.stack(images).reshape(len(chosen), resolution, resolution, -1), labels)

@@ -1,4 +1,4 @@
-"""Averages of the weights over training: while it runs, and of any length afterwards.
+"""Averages of the weights over the training: updated in each step, or solved for any length afterwards.
 
 The plain average is ema <- decay ema + (1 - decay) weights. A power-function average of exponent gamma weights step tau
 by tau^gamma, which makes its length a fixed share of the training so far (Karras et al. 2024, "Analyzing and improving
@@ -17,10 +17,10 @@ from ddpm_jax.validation import check
 
 
 def decay_at(step, max_decay: float, inv_gamma: float, power: float):
-    """Return the plain average's decay in the update that follows optimiser step number `step`, counted from 0.
+    """Return the plain average's decay in the update after optimiser step `step`, counted from 0.
 
-    The first update copies the weights; then min(max_decay, 1 - (1 + step / inv_gamma)^-power), or max_decay at once
-    where power is 0. Equal to `EMAModel(use_ema_warmup=True)` of diffusers; with power 0, to hojonathanho/diffusion.
+    The first update copies the weights; later ones have min(max_decay, 1 - (1 + step / inv_gamma)^-power), or max_decay
+    if power is 0. Equal to `EMAModel(use_ema_warmup=True)` of diffusers; with power 0, to hojonathanho/diffusion.
 
     Example:
         >>> [round(float(decay_at(step, 0.9999, 1.0, 0.75)), 4) for step in (0, 1, 10, 10**6)]
@@ -52,7 +52,7 @@ def gamma_from_length(length: float) -> float:
 
 
 def power_decay_at(step, gamma: float):
-    """Return the power-function average's decay in the update that follows step number `step`, counted from 0.
+    """Return the power-function average's decay in the update after optimiser step `step`, counted from 0.
 
     (1 - 1 / t)^(gamma + 1) at t = step + 1.
 
@@ -65,15 +65,18 @@ def power_decay_at(step, gamma: float):
 
 
 def solve(snapshots: Sequence[tuple[Number, Number]], step: Number, length: Number) -> np.ndarray:
-    """Return what snapshots are to be weighted with, so that their sum is nearest to an average of another length.
+    """Return the weights of snapshots whose weighted sum is nearest to the average of another length.
 
-    Least squares of the difference of the two as functions of the training time, in closed form (Karras et al. 2024,
+    Least squares of the difference of the two weightings over the training time, in closed form (Karras et al. 2024,
     appendix C).
 
     Args:
         snapshots: (step, gamma) of each, steps above 0.
-        step: when the wanted average ends.
-        length: its relative length.
+        step: last step of the wanted average.
+        length: relative length of the wanted average.
+
+    Returns:
+        One weight a snapshot.
 
     Raises:
         ValueError: no snapshot up to that step, or a length out of range.
@@ -92,7 +95,7 @@ def solve(snapshots: Sequence[tuple[Number, Number]], step: Number, length: Numb
 
 
 def _inner(t_a, gamma_a, t_b, gamma_b) -> np.ndarray:
-    """Return the integral of the product of two averages' weights, (gamma + 1) tau^gamma / t^(gamma + 1) up to t."""
+    """Return the integral over tau of two averages' weightings, each (gamma + 1) tau^gamma / t^(gamma + 1) up to t."""
     earlier_exponent = np.where(t_a < t_b, gamma_b, gamma_a)
     ratio = np.minimum(t_a, t_b) / np.maximum(t_a, t_b)
     return (gamma_a + 1) * (gamma_b + 1) * ratio**earlier_exponent / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))

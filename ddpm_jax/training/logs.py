@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar, metrics.jsonl, TensorBoard, pictures."""
+"""The log of a run: a progress bar, metrics.jsonl, TensorBoard, grids of samples, the learning curve."""
 
 import json
 import math
@@ -17,23 +17,33 @@ from ddpm_jax.training.step import QUARTERS, Metrics
 
 METRICS = "metrics.jsonl"
 SAMPLES = "samples"
-LAG = 2  # steps: the losses of older ones are there already, so that reading them stops nothing
+LAG = 2  # steps: losses are read two steps late. They are computed by then, so reading does not block
 
 
 class Diverged(ValueError):
-    """The loss is no longer a number."""
+    """The loss, or the norm of its gradient, is not finite."""
 
 
 class Log:
-    """Metrics of the steps, gathered into lines.
+    """Metrics of the steps, averaged into lines.
 
-    All processes keep it; the one with `writes` writes it down.
+    All processes keep a log; only the one with `writes` writes files.
     """
 
     def __init__(
         self, folder: Path, *, start: int, stop: int, every: int, batch_size: int, writes: bool, tensorboard: bool
     ):
-        """Go on with a log, forgetting lines of steps after `start`, which are done again."""
+        """Continue a log. Lines of steps after `start`, which will be done again, are removed.
+
+        Args:
+            folder: the run's.
+            start: steps done before.
+            stop: steps of the whole run.
+            every: steps between lines.
+            batch_size: images of a step.
+            writes: whether this process writes.
+            tensorboard: also write TensorBoard's event files.
+        """
         self.folder, self.every, self.batch_size, self.writes = folder, every, batch_size, writes
         self.pending: deque[tuple[int, Metrics]] = deque()
         self.losses: deque[tuple[int, float]] = deque(maxlen=20)
@@ -51,10 +61,10 @@ class Log:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of a step, which may still be being computed.
+        """Add the metrics of a step, without waiting for them to be computed.
 
         Raises:
-            Diverged: the loss of a step is not finite.
+            Diverged: the loss of this step or an earlier one is not finite.
         """
         self.pending.append((step, metrics))
         self.bar.update()
@@ -64,13 +74,13 @@ class Log:
             self.settle()
 
     def flush(self, step: int) -> None:
-        """Make a line of what has been gathered, at the end or a stop."""
+        """Write a line of the steps since the last one, when the run ends or stops."""
         self.settle()
         if self.gathered:
             self._line(step)
 
     def settle(self) -> None:
-        """Wait for all metrics so far."""
+        """Wait for the metrics of all steps so far, and check them."""
         while self.pending:
             self._settle()
 
@@ -121,7 +131,7 @@ class Log:
                     self.board.add_scalar(name, value, line["step"])
 
     def picture(self, step: int, grid: np.ndarray) -> None:
-        """Keep a grid of samples."""
+        """Write a grid of samples."""
         if not self.writes:
             return
         folder = self.folder / SAMPLES
@@ -138,7 +148,7 @@ class Log:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics.jsonl; a last one that was cut off is left out."""
+    """Return the lines of a run's metrics.jsonl, without a last one that a kill has cut off."""
     path, lines = folder / METRICS, []
     if path.exists():
         for text in path.read_text().splitlines():

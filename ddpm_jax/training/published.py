@@ -1,4 +1,4 @@
-"""What becomes of a run: averages of any length from its snapshots, and the card that goes with its weights."""
+"""Publish a run: averages of any length from its snapshots, and a model card."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,7 @@ from ddpm_jax.images.walk import shown
 from ddpm_jax.params import Params
 from ddpm_jax.training import ema, logs
 from ddpm_jax.training.run_folder import SNAPSHOTS
+from ddpm_jax.training.settings import of_this_version
 from ddpm_jax.validation import check
 
 _UNCONDITIONAL = """from diffusers import DDPMPipeline
@@ -24,13 +25,13 @@ images = ddpm_jax.sample(ddpm_jax.load("."), jax.random.key(0), 4, class_labels=
 ddpm_jax.to_pil(images)[0].save("image.png")"""
 
 
-def average(run: str | Path, length: float, *, step: int | None = None) -> Params:
-    """Return the average of a run's weights over a length that is chosen afterwards.
+def average(run_folder: str | Path, length: float, *, step: int | None = None) -> Params:
+    """Return a power-function average of a run's weights, of a length that is chosen after the training.
 
     Args:
-        run: folder of a run with `power_ema`.
-        length: standard deviation of the average's weights over time, as a share of the training: 0.05 to 0.25.
-        step: where it ends; by default at the last snapshot.
+        run_folder: of a run with `power_ema`.
+        length: standard deviation of the weighting over time, as a share of the training: 0.05 to 0.25.
+        step: last step of the average; by default that of the last snapshot.
 
     Raises:
         FileNotFoundError: the run has no snapshots.
@@ -39,34 +40,35 @@ def average(run: str | Path, length: float, *, step: int | None = None) -> Param
     Example:
         >>> params = average("runs/photos", 0.12)                                           # doctest: +SKIP
     """
-    check_local(run)
-    run = Path(run).expanduser()
-    record = read_record(run)
-    lengths, steps = record["config"]["ema"]["power_ema"], steps_in(run / SNAPSHOTS)
+    check_local(run_folder)
+    folder = Path(run_folder).expanduser()
+    record = read_record(folder)
+    lengths, steps = record["config"]["ema"]["power_ema"], steps_in(folder / SNAPSHOTS)
     if not steps:
-        raise FileNotFoundError(f"{run} has no snapshots: train with `power_ema` 0.05 0.10.")
+        raise FileNotFoundError(f"{folder} has no snapshots: train with `power_ema` 0.05 0.10.")
     step = steps[-1] if step is None else step
-    there = f"the snapshots of {run} are from step {steps[0]} to {steps[-1]}"
+    there = f"the snapshots of {folder} are from step {steps[0]} to {steps[-1]}"
     check(steps[0] <= step <= steps[-1], f"`step` {step} is out of range: {there}.")
     steps = [number for number in steps if number <= step]
-    config = read_config(run)
+    config = read_config(folder)
     snapshots = [(number, place) for number in steps for place in range(len(lengths))]
     gammas = [ema.gamma_from_length(value) for value in lengths]
     shares = ema.solve([(number, gammas[place]) for number, place in snapshots], step, length)
     total: Any = None
     for share, (number, place) in zip(shares, snapshots, strict=True):
-        tree = read_weights(run / SNAPSHOTS, number, str(place), config)
+        tree = read_weights(folder / SNAPSHOTS, number, str(place), config)
         scaled = jax.tree.map(lambda leaf, share=share: np.float64(share) * leaf, tree)
         total = scaled if total is None else jax.tree.map(np.add, total, scaled)
     return Params(jax.tree.map(lambda leaf: jax.device_put(leaf.astype(np.float32)), total), config)
 
 
-def card(run: Path) -> str:
-    """Return a README.md for the weights of a run: the data, the steps, the numbers."""
-    record, steps = read_record(run), steps_in(run / CHECKPOINTS)
-    config, data = record["config"], record["data"]
+def card(folder: Path) -> str:
+    """Return a model card for the newest weights of a run: their data, settings and losses, as a README.md."""
+    record, steps = read_record(folder), steps_in(folder / CHECKPOINTS)
+    config, data = of_this_version(record["config"]), record["data"]
     step = max(steps, default=0)
-    lines = [line for line in logs.read(run) if line["step"] <= step]  # what came after a kill is not in the weights
+    # a killed run has logged steps after its last checkpoint, which are not in these weights
+    lines = [line for line in logs.read(folder) if line["step"] <= step]
     last = next((line for line in reversed(lines) if "loss" in line), None)
     validation = next((line for line in reversed(lines) if "validation_loss" in line), None)
     source = shown(Path(config["data"]["data"]).name)
@@ -75,7 +77,7 @@ def card(run: Path) -> str:
         "classes": len(data["classes"]) or "none",
         "parameters": f"{record['parameters']:,}",
         "steps": step,
-        "batch size": config["run"]["batch_size"],
+        "batch size": config["loop"]["batch_size"],
         "learning rate": f"{config['optimizer']['learning_rate']} ({config['optimizer']['lr_schedule']})",
         "weights": f"average, decay {config['ema']['ema_decay']}",
         "training loss": f"{last['loss']:.5f}" if last else "none",
@@ -89,7 +91,7 @@ def card(run: Path) -> str:
     task = "" if conditional else "\npipeline_tag: unconditional-image-generation"
     code = _CONDITIONAL if conditional else _UNCONDITIONAL
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    classes = _class_table(data["classes"], read_config(run).null_class)
+    classes = _class_table(data["classes"], read_config(folder).null_class)
     return f"""---
 library_name: diffusers{task}
 tags: [ddpm, diffusion, jax]
@@ -108,7 +110,7 @@ tags: [ddpm, diffusion, jax]
 
 
 def _class_table(names: list[str], null_class: int | None) -> str:
-    """Return a table of the classes by number, with what stands for none; nothing where there are no classes.
+    """Return a table of the classes by number, the one that stands for none included; empty without classes.
 
     Example:
         >>> print(_class_table(["cat", "a|b"], 2))

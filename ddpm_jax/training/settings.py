@@ -1,13 +1,13 @@
-"""What a training run is told: every number that decides the result, and a few that do not.
+"""The settings of a training run: every number that decides its result, and some that only decide what is shown.
 
-The groups are a frozen dataclass each; on the command line their fields are plain flags.
+Each group is a frozen dataclass. On the command line its fields are flags.
 """
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from ddpm_jax import validation
 from ddpm_jax.config import (
     DIFFUSERS_BETA_SCHEDULES,
     ORIGINAL_BETA_SCHEDULES,
@@ -15,7 +15,6 @@ from ddpm_jax.config import (
 )
 from ddpm_jax.images.picture import ground_of
 from ddpm_jax.losses import Objective
-from ddpm_jax.random_keys import check_seed
 from ddpm_jax.validation import (
     FLAG,
     POSITIVE,
@@ -26,7 +25,6 @@ from ddpm_jax.validation import (
     choice,
     freeze,
     integer,
-    is_int,
     is_number,
     nearest,
     number,
@@ -40,29 +38,29 @@ from ddpm_jax.validation import (
 class DataConfig:
     """The images.
 
-    A folder is searched with all folders below, links followed, for every kind of picture that Pillow decodes; of an
-    animation the first frame counts. Left out, and counted in the first line of a run, are hidden files and folders
-    (.ipynb_checkpoints), those of a system (__MACOSX, Thumbs.db), folders that hold a run, a set of samples or a
-    checkpoint, the run's own folder, and files of other kinds. Pictures stand as their camera was held, 16 bits are
-    scaled to 8; 32 bits are refused. An array is taken as it is.
+    A folder is searched with all folders below it, links followed, for every kind of picture that Pillow decodes; of an
+    animation the first frame counts. Some files are left out, and the first line of a run counts them: hidden files and
+    folders (.ipynb_checkpoints), those of a system (__MACOSX, Thumbs.db), folders that hold a run, a set of samples or
+    a checkpoint, the run's own folder, and files of other kinds. Pictures are turned upright by their EXIF orientation.
+    16 bits are scaled to 8; 32 bits are refused. Arrays are taken as they are.
 
     Attributes:
-        data: a folder of images (sub-folders are searched), an .npz or .npy of uint8 images [n, h, w, c], or "digits"
-            (scikit-learn's 1797).
+        data: a folder of images, an .npz or .npy file of uint8 images [n, h, w, c], or "digits" (scikit-learn's 1797).
         held_out: the same, for the validation loss.
-        resolution: side of the square images; if None, that of the network that is brought, or of the arrays.
-        image_channels: 1 makes all images grey, 3 colour; if None they stay as they are (grey if all are grey), but
-            that grey pictures become colour for a network that is brought and takes 3 channels.
-        background: what transparent pixels are laid on: a colour as white, black or #rrggbb, or "none" for the colours
-            that lie hidden below; if None white (a run that was begun before this setting goes on with "none").
-        crop: "center": the largest square in the middle; "random_resized": a square of a random share of its area.
-        min_crop: the least share.
-        flip: mirror half of the images, drawn anew each time.
-        class_conditional: the folders right below are classes, numbered in the order of their names, by value if all
-            are integers; one without images is none, and is named. Arrays: `labels`, integers from 0 up, in the .npz,
-            and `class_names` if there are names.
-        skip_broken: leave broken image files out, instead of refusing the folder.
-        accept_changed_data: with `resume`, go on though files are new, gone or changed; what there is now is recorded.
+        resolution: side of the square images; None takes that of `init` or `model_config`, or of the arrays.
+        image_channels: 1 turns all images grey, 3 turns them to colour. None keeps them as they are (grey if all are
+            grey); only grey files become colour for an `init` or `model_config` of 3 channels.
+        background: colour below transparent pixels: white, black, #rrggbb, or "none" for the colours that are stored
+            under them. None is white; a run that was begun before this setting existed keeps "none".
+        crop: "center": the largest square in the middle; "random_resized": a random square of a random share of the
+            largest one's area.
+        min_crop: the smallest share.
+        flip: mirror each image with probability 1/2, drawn again each time.
+        class_conditional: take the folders right below `data` as classes, numbered in the order of their names, by
+            value if all are integers; folders without images are named and left out. Arrays: `labels` in the .npz,
+            integers from 0 up, and optionally `class_names`.
+        skip_broken: leave broken image files out instead of refusing the folder.
+        accept_changed_data: with `resume`, continue though files are new, gone or changed; the record is updated.
         workers: threads that decode images.
     """
 
@@ -79,23 +77,35 @@ class DataConfig:
     accept_changed_data: bool = False
     workers: int = 8
 
+    VALUES: ClassVar[dict[str, Rule]] = {
+        "resolution": optional(integer()),
+        "image_channels": Rule("1 (grey), 3 (colour) or None", lambda value: value in (None, 1, 3)),
+        "crop": choice("center", "random_resized"),
+        "min_crop": Rule("a number above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1),
+        "flip": FLAG,
+        "class_conditional": FLAG,
+        "skip_broken": FLAG,
+        "accept_changed_data": FLAG,
+        "workers": integer(),
+    }
+    ACTS: ClassVar[dict[str, Rule]] = {"min_crop": where("crop", "random_resized")}
+
     def __post_init__(self):
-        known = self.image_channels in (None, 1, 3)
-        check(known, f"`image_channels` is 1 (grey) or 3 (colour), not {self.image_channels!r}.")
+        check_settings(self)
         if self.background is not None:
             ground_of(self.background)
-        check(self.resolution is None or is_int(self.resolution), f"`resolution` must be positive: {self.resolution}.")
-        check(self.crop in ("center", "random_resized"), f"`crop` is center or random_resized, not {self.crop!r}.")
-        check(0 < self.min_crop <= 1, f"`min_crop` must be above 0 and at most 1, not {self.min_crop}.")
-        check(self.crop != "center" or self.min_crop == 0.5, "`min_crop` belongs to `crop` random_resized.")
-        check(is_int(self.workers), f"`workers` must be at least 1, not {self.workers}.")
 
 
-OF_THE_NETWORK = (
-    *("channels", "channel_multipliers", "layers_per_block", "attention_resolutions", "attention_head_dim"),
-    "norm_num_groups",
-)
-OF_THE_SCHEDULE = ("prediction_type", "beta_schedule", "num_train_timesteps")
+# What `init` and `model_config` bring with them, and its values where neither is given.
+OF_THE_NETWORK = {
+    "channels": 128,
+    "channel_multipliers": (1, 2, 2, 2),
+    "layers_per_block": 2,
+    "attention_resolutions": (16,),
+    "attention_head_dim": None,
+    "norm_num_groups": 32,
+}
+OF_THE_SCHEDULE = {"prediction_type": "epsilon", "beta_schedule": "linear", "num_train_timesteps": 1000}
 _NEW_NETWORK = Rule(
     "a run without `init` and `model_config`, which bring their own",
     lambda model: model.init is None and model.model_config is None,
@@ -105,48 +115,50 @@ _NEW_SCHEDULE = Rule("a run without `init`, which brings its own", lambda model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network and the schedule, in the paper's terms.
+    """The network and the schedule, in the paper's terms. None means "not given".
 
     Attributes:
-        init: fine-tune this checkpoint (hub id or folder): all but the dropout is its own.
-        model_config: a UNet2DModel config.json of diffusers, for the network but its dropout.
-        dropout: in the residual blocks.
-        channels: of the first level.
-        channel_multipliers: of each level.
-        layers_per_block: residual blocks of a level.
-        attention_resolutions: sides of the images at which there is attention.
-        attention_head_dim: channels of a head; one head if left out.
-        norm_num_groups: of the group norms.
-        prediction_type: what the network learns to predict.
-        beta_schedule: of the noise.
-        num_train_timesteps: T.
+        init: fine-tune this checkpoint (hub id or folder). It brings network and schedule; only `dropout` is taken from
+            these settings.
+        model_config: a UNet2DModel config.json of diffusers. It brings the network; `dropout` and the schedule are
+            taken from these settings.
+        dropout: rate in the residual blocks.
+        channels: of the first level; 128 if not given.
+        channel_multipliers: channels of each level, as multiples of the first's; 1 2 2 2 if not given.
+        layers_per_block: residual blocks of a level; 2 if not given.
+        attention_resolutions: sides of the feature maps that have attention; 16 if not given.
+        attention_head_dim: channels of a head; one head if not given.
+        norm_num_groups: groups of the group norms; 32 if not given.
+        prediction_type: what the network predicts; epsilon if not given.
+        beta_schedule: of the noise; linear if not given.
+        num_train_timesteps: T; 1000 if not given.
     """
 
     init: str | None = None
     model_config: Path | None = None
     dropout: float = 0.0
-    channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    layers_per_block: int = 2
-    attention_resolutions: tuple[int, ...] = (16,)
+    channels: int | None = None
+    channel_multipliers: tuple[int, ...] | None = None
+    layers_per_block: int | None = None
+    attention_resolutions: tuple[int, ...] | None = None
     attention_head_dim: int | None = None
-    norm_num_groups: int = 32
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
-    beta_schedule: str = "linear"
-    num_train_timesteps: int = 1000
+    norm_num_groups: int | None = None
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] | None = None
+    beta_schedule: str | None = None
+    num_train_timesteps: int | None = None
 
     VALUES: ClassVar[dict[str, Rule]] = {
         "init": Rule("a folder or an id of the hub, or None", lambda value: value is None or bool(str(value))),
         "dropout": number(0, 1),
-        "channels": integer(),
-        "channel_multipliers": several(integer(), least=1),
-        "layers_per_block": integer(),
-        "attention_resolutions": several(integer()),
+        "channels": optional(integer()),
+        "channel_multipliers": optional(several(integer(), least=1)),
+        "layers_per_block": optional(integer()),
+        "attention_resolutions": optional(several(integer())),
         "attention_head_dim": optional(integer()),
-        "norm_num_groups": integer(),
-        "prediction_type": choice(*PREDICTION_TYPES),
-        "beta_schedule": choice(*DIFFUSERS_BETA_SCHEDULES, *ORIGINAL_BETA_SCHEDULES),
-        "num_train_timesteps": integer(),
+        "norm_num_groups": optional(integer()),
+        "prediction_type": optional(choice(*PREDICTION_TYPES)),
+        "beta_schedule": optional(choice(*DIFFUSERS_BETA_SCHEDULES, *ORIGINAL_BETA_SCHEDULES)),
+        "num_train_timesteps": optional(integer()),
     }
     ACTS: ClassVar[dict[str, Rule]] = dict.fromkeys(OF_THE_NETWORK, _NEW_NETWORK) | dict.fromkeys(
         ("model_config", *OF_THE_SCHEDULE), _NEW_SCHEDULE
@@ -155,20 +167,34 @@ class ModelConfig:
     def __post_init__(self):
         check_settings(self)
 
+    def resolved(self) -> "ModelConfig":
+        """Return the settings with a value for all that was not given, except what `init` or `model_config` brings.
+
+        Example:
+            >>> ModelConfig().resolved().channels, ModelConfig(init="google/ddpm-cat-256").resolved().channels
+            (128, None)
+        """
+        values = {
+            name: value
+            for name, value in (OF_THE_NETWORK | OF_THE_SCHEDULE).items()
+            if getattr(self, name) is None and self.ACTS[name].holds(self)
+        }
+        return dataclasses.replace(self, **values)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The optimiser.
 
     Attributes:
-        optimizer: "adam" or "adamw".
-        learning_rate: after the warm-up.
-        lr_schedule: how it goes on, until `steps`.
-        warmup_steps: it rises from 0 for so long.
-        adam_b1, adam_b2, adam_eps: Adam's.
+        optimizer: "adam", or "adamw" for decoupled weight decay; with `weight_decay` 0 they are the same.
+        learning_rate: the highest, reached at the end of the warm-up.
+        lr_schedule: shape after the warm-up. "linear" and "cosine" reach 0 at `steps`.
+        warmup_steps: steps in which the learning rate rises from 0.
+        adam_b1, adam_b2, adam_eps: Adam's beta_1, beta_2 and epsilon.
         weight_decay: AdamW's.
-        clip_norm: of the gradient's global norm; 0 never clips.
-        accumulate: batches are run in so many parts.
+        clip_norm: the gradient's largest global norm; 0 never clips.
+        accumulate: split each batch into this many parts and accumulate their gradients.
     """
 
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -205,13 +231,13 @@ class EmaConfig:
     """The averages of the weights.
 
     Attributes:
-        ema_decay: greatest decay of the average that is sampled from and published.
-        ema_power: warm-up, decay 1 - (1 + step / ema_inv_gamma)^-ema_power until it reaches ema_decay (diffusers'
-            train_unconditional has 3/4); 0 has none, as the paper.
-        ema_inv_gamma: see there.
-        power_ema: relative lengths of two more averages, from whose snapshots `ddpm-jax ema` makes one of any length
-            afterwards (Karras et al. 2024); empty keeps none.
-        snapshot_every: steps between their snapshots.
+        ema_decay: the largest decay of the average that is sampled from and published.
+        ema_power: exponent of the warm-up, in which the decay is 1 - (1 + step / ema_inv_gamma)^-ema_power until it
+            reaches ema_decay (diffusers' train_unconditional has 3/4); 0 has no warm-up, as the paper.
+        ema_inv_gamma: the gamma of that formula, in steps.
+        power_ema: relative lengths of two more averages; from their snapshots, `ddpm-jax ema` computes an average of
+            any length afterwards (Karras et al. 2024). Empty keeps none.
+        snapshot_every: steps between those snapshots.
     """
 
     ema_decay: float = 0.9999
@@ -225,7 +251,7 @@ class EmaConfig:
         "ema_power": number(0),
         "ema_inv_gamma": POSITIVE,
         "power_ema": Rule(
-            "relative lengths above 0 and below 0.28, each another, as 0.05 0.10",
+            "different relative lengths above 0 and below 0.28, as 0.05 0.10",
             lambda value: all(is_number(x) and 0 < x < 0.28 for x in value) and len(set(value)) == len(value),
         ),
         "snapshot_every": integer(),
@@ -241,25 +267,25 @@ class EmaConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """The run.
+class LoopConfig:
+    """The loop: what a step takes, how many there are, and what is written on the way.
 
     Attributes:
         batch_size: images of a step, on all devices together.
         seed: of everything that is drawn.
-        dtype: what convolutions and dense layers compute in; weights, optimiser and averages are float32.
-        remat: compute activations again in the backward pass: less memory, a third more time.
-        sharding: "data": weights on every device; "fsdp": weights, optimiser and averages split over them.
-        steps: of the optimiser.
+        dtype: compute dtype of convolutions and dense layers; weights, optimiser and averages are float32.
+        remat: recompute activations in the backward pass: less memory, a third more time.
+        sharding: "data": weights on every device; "fsdp": weights, optimiser and averages split over the devices.
+        steps: optimiser steps of the whole run.
         save_every: steps between checkpoints.
-        keep_last: how many stay.
-        keep_every: those whose step is a multiple of it stay for good; 0 for none.
+        keep_last: number of newest checkpoints kept.
+        keep_every: checkpoints whose step is a multiple of this are kept for good; 0 for none.
         log_every: steps between lines of metrics.jsonl.
         validate_every: steps between validation losses, with `held_out`.
         sample_every: steps between grids of samples; 0 for none.
-        num_samples: in a grid.
-        sample_evals: evaluations of the network a sample takes.
-        tensorboard: also write its event files.
+        num_samples: images in a grid.
+        sample_evals: network evaluations of a sample.
+        tensorboard: also write TensorBoard's event files.
     """
 
     batch_size: int = 64
@@ -296,23 +322,16 @@ class RunConfig:
         "tensorboard": FLAG,
     }
     ACTS: ClassVar[dict[str, Rule]] = dict.fromkeys(
-        ("num_samples", "sample_evals"), Rule("`sample_every` above 0", lambda run: run.sample_every > 0)
+        ("num_samples", "sample_evals"), Rule("`sample_every` above 0", lambda loop: loop.sample_every > 0)
     )
 
     def __post_init__(self):
         check_settings(self)
 
 
-# What may change when a run goes on: no weight does. That `data` is the same is seen in the images, not in their place.
-MAY_CHANGE = (
-    *("data", "held_out", "accept_changed_data", "workers", "steps", "save_every", "keep_last", "keep_every"),
-    *("log_every", "validate_every", "sample_every", "num_samples", "sample_evals", "tensorboard"),
-)
-
-
-# Where a setting acts, as far as other groups decide it: group -> field -> rule.
+# Settings that act only beside settings of another group: group -> field -> rule for the whole.
 _ACTS_ACROSS = {
-    "run": {"validate_every": Rule("`held_out`", lambda config: config.data.held_out is not None)},
+    "loop": {"validate_every": Rule("`held_out`", lambda config: config.data.held_out is not None)},
     "objective": {
         "variance_type": Rule(
             "a run without `init`, which brings its own, or to `loss_type` vlb",
@@ -322,13 +341,13 @@ _ACTS_ACROSS = {
 }
 
 
-def _variance_is_trained(objective: Objective) -> bool:
+def _variance_is_trained(objective: Any) -> bool:
     return objective.loss_type == "vlb" or objective.variance_type == "learned_range"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """All of it.
+    """All settings of a run.
 
     Example:
         >>> config = TrainConfig(data=DataConfig(data="photos/", resolution=64))
@@ -341,13 +360,15 @@ class TrainConfig:
     objective: Objective = Objective()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
-    run: RunConfig = RunConfig()
+    loop: LoopConfig = LoopConfig()
 
     def __post_init__(self):
-        batch, parts = self.run.batch_size, self.optimizer.accumulate
-        check(batch % parts == 0, f"`batch_size` {batch} does not divide into {parts} parts (`accumulate`).")
         for group, rules in _ACTS_ACROSS.items():
             check_acts(getattr(self, group), rules, self)
+
+    def resolved(self) -> "TrainConfig":
+        """Return the settings with a value for all that was not given: what a run records."""
+        return dataclasses.replace(self, model=self.model.resolved())
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, group by group."""
@@ -358,59 +379,52 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, items: dict[str, Any]) -> "TrainConfig":
-        """Read what `to_dict` wrote."""
-        groups = {}
-        for field in dataclasses.fields(cls):
-            group, given = field.type, items.get(field.name, {})
-            known = {inner.name for inner in dataclasses.fields(group)}
-            for name in given:
-                check(name in known, f"`{field.name}` has no field `{name}`.{nearest(name, known)}")
-            values = {name: freeze(value) for name, value in given.items()}
+        """Read what `to_dict` of this version or an earlier one wrote.
+
+        Version 0.1 also recorded settings that did nothing. They are dropped.
+
+        Raises:
+            ValueError: a field that no version had, a value out of range.
+        """
+        given, groups = of_this_version(items), {}
+        for group in dataclasses.fields(cls):
+            known, found = {field.name for field in dataclasses.fields(group.type)}, given.get(group.name, {})
+            for name in found:
+                check(name in known, f"`{group.name}` has no field `{name}`.{nearest(name, known)}")
+            values = {name: freeze(value) for name, value in found.items()}
             if values.get("model_config") is not None:
                 values["model_config"] = Path(values["model_config"])
-            groups[field.name] = group(**values)
-        return cls(**groups)
+            groups[group.name] = values
+        views = {
+            group.name: types.SimpleNamespace(**defaults(group.type) | groups[group.name])
+            for group in dataclasses.fields(cls)
+        }
+        whole = types.SimpleNamespace(**views)
+        return cls(
+            **{
+                group.name: group.type(
+                    **{
+                        name: value
+                        for name, value in groups[group.name].items()
+                        if acts(whole, group.type, group.name, name)
+                    }
+                )
+                for group in dataclasses.fields(cls)
+            }
+        )
 
 
-def differences(record: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Name what differs between a run's config, as its record has it, and the one it is to go on with.
-
-    What may change is passed over, and so is what does nothing in this run: older versions wrote it down.
-
-    Example:
-        >>> config = TrainConfig(data=DataConfig(data="photos/"))
-        >>> differences(config.to_dict(), dataclasses.replace(config, run=RunConfig(batch_size=32, steps=7)))
-        ['batch_size 64 there, 32 here']
-    """
-    lines, rate = [], config.optimizer.lr_schedule
-    for group in dataclasses.fields(config):
-        settings, there = getattr(config, group.name), record.get(group.name, {})
-        for field in dataclasses.fields(settings):
-            before, now = there.get(field.name, field.default), getattr(settings, field.name)
-            fixed = field.name not in MAY_CHANGE or (field.name == "steps" and rate != "constant")
-            if fixed and _acts(config, settings, group.name, field.name):
-                why = f" (the learning rate is {rate})" if field.name == "steps" else ""
-                lines += [f"{line}{why}" for line in validation.differences({field.name: before}, {field.name: now})]
-        unknown = set(there) - {field.name for field in dataclasses.fields(settings)}
-        lines += [f"{name} {there[name]!r} there, unknown to this version" for name in sorted(unknown)]
-    return lines
+def of_this_version(items: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded config with the groups named as they are now: version 0.1 called `loop` `run`."""
+    return {"loop" if name == "run" else name: group for name, group in items.items()}
 
 
-def _acts(config: TrainConfig, settings: Any, group: str, name: str) -> bool:
-    own, across = getattr(settings, "ACTS", {}).get(name), _ACTS_ACROSS.get(group, {}).get(name)
-    return (own is None or own.holds(settings)) and (across is None or across.holds(config))
+def defaults(group: type) -> dict[str, Any]:
+    """Return the fields of a group of settings with their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(group)}
 
 
-def check_new_run(config: TrainConfig) -> None:
-    """Refuse what a new run could do nothing with. An old one goes on as it began."""
-    warmup, steps, seed = config.optimizer.warmup_steps, config.run.steps, config.run.seed
-    check(
-        warmup < steps,
-        f"`warmup_steps` {warmup} is not below `steps` {steps}, so that the learning rate would never be reached: take "
-        f"fewer, as {steps // 10}.",
-    )
-    check_seed(seed)
-    check(
-        config.data.class_conditional or not config.objective.label_dropout,
-        "`label_dropout` is for data with classes (`class_conditional`).",
-    )
+def acts(whole: Any, group: type, group_name: str, name: str) -> bool:
+    """Tell whether a field has an effect beside all others."""
+    own, across = group.ACTS.get(name), _ACTS_ACROSS.get(group_name, {}).get(name)
+    return (own is None or own.holds(getattr(whole, group_name))) and (across is None or across.holds(whole))
