@@ -221,8 +221,7 @@ class _Batches:
 
         from ddpm_jax import sharding
         from ddpm_jax.params import check_labels
-        from ddpm_jax.samplers.for_checkpoint import table_of
-        from ddpm_jax.sampling import check_guidance
+        from ddpm_jax.sampling import check_guidance, table_of
 
         check_labels(params.config.unet, condition["class_labels"], batch_size)
         check_guidance(params.config, condition["guidance_scale"], condition["null_class"])
