@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import compilation
+from ddpm_jax import compilation, reverse
 from ddpm_jax.config import Config, ScheduleConfig
 from ddpm_jax.params import Params, check_images, check_labels, check_params, run_network
 from ddpm_jax.random_keys import image_keys, threefry_key
 from ddpm_jax.schedule import (
     alphas_cumprod,
     broadcast,
-    posterior_coefficients,
     prediction_coefficients,
     q_sample,
     v_from_x_0_eps,
@@ -261,34 +260,24 @@ def bound_term(
         x_0, x_t: images, clean and noisy.
         t: [b] integers.
         out: the network's prediction, of the shape of x_0.
-        fraction: for "learned_range": -1 stands for the posterior's log-variance, 1 for log beta_t.
+        fraction: the second half of the network's channels, for "learned_range": -1 stands for the posterior's
+            log-variance, 1 for log beta_t.
 
     Example:
         >>> image, t = jnp.zeros((1, 2, 2, 1)), jnp.array([3])
         >>> float(bound_term(ScheduleConfig(prediction_type="sample"), "fixed_small", image, image, t, image)[0])
         0.0
     """
-    table = alphas_cumprod(schedule)
-    previous = np.append(1.0, table[:-1])
-    from_x_0, from_x_t, variance = posterior_coefficients(table, previous)
-    # at t = 0 the posterior has no width: its log-variance there is that of t = 1 (Ho et al.'s code)
-    smallest = np.log(np.append(variance[1], variance[1:])) if len(table) > 1 else np.log(1 - table)
-    largest = np.log(1 - table / previous)
-    if variance_type == "fixed_large":
-        largest = np.append(smallest[:1], largest[1:])
+    steps = reverse.chain(schedule)
 
     def at_t(numbers):
         return broadcast(jnp.asarray(numbers, x_0.dtype)[t])
 
-    a, b, _, _ = prediction_coefficients(schedule.prediction_type, table)
+    a, b, _, _ = prediction_coefficients(schedule.prediction_type, alphas_cumprod(schedule))
     x_0_hat = at_t(a) * x_t + at_t(b) * out
-    p_mean = at_t(from_x_0) * x_0_hat + at_t(from_x_t) * x_t
-    shift = at_t(from_x_0) * (x_0 - x_0_hat)  # of the means
-    q_log_variance = at_t(smallest)
-    p_log_variance = q_log_variance if variance_type == "fixed_small" else at_t(largest)
-    if variance_type == "learned_range":
-        share = (fraction + 1) / 2
-        p_log_variance = share * at_t(largest) + (1 - share) * q_log_variance
+    p_mean, p_log_variance = reverse.p_step(schedule, variance_type, x_t, t, x_0_hat, fraction)
+    shift = at_t(steps.from_x_0) * (x_0 - x_0_hat)  # of the means
+    q_log_variance = at_t(np.log(steps.smallest))
     difference = q_log_variance - p_log_variance
     divergence = (jnp.exp(difference) - 1 - difference + shift**2 * jnp.exp(-p_log_variance)) / 2
     decoder = -_log_probability_of_levels(x_0, p_mean, p_log_variance)

@@ -1,4 +1,5 @@
-"""Models whose sampling results are known: diffusers' dummy, a nonlinear one, and the exact eps of a Gaussian.
+"""Models whose sampling results are known: diffusers' dummy, a nonlinear one, and the exact networks of a Gaussian and
+of a mixture of two.
 
 Everything is NCHW outside, as diffusers' numbers are. Where the golden numbers come from:
 
@@ -20,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from torch_random import TorchGenerator
 
+from ddpm_jax import samplers
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import DDPM
-from ddpm_jax.samplers.base import image_keys, initial_state, scan_rows
 from ddpm_jax.schedule import alphas_cumprod
 
 V = ScheduleConfig(prediction_type="v_prediction")
@@ -60,27 +61,19 @@ def nonlinear(x, t):
     return jnp.sin(3 * x) + 0.3 * jnp.cos(x * t / 100)
 
 
-def _scan(net_fn, switches, rows, state, keys, noise):
-    return scan_rows(net_fn, switches, rows, state, keys, noise=noise)[0]
-
-
-_compiled = jax.jit(_scan, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=0)
+def _run(net_fn, table, x_T, key, noise):
+    return samplers.run(net_fn, table, x_T, key, noise=noise)
 
 
 def run_table(net_fn, table, x_T, key=None, noise=None):
-    """What `samplers.run` does, with rows that do nothing added up to a power of two: fewer programs to compile."""
-    x_T = jnp.asarray(x_T)
-    keys = image_keys(jax.random.key(0) if key is None else key, jnp.arange(len(x_T)))
-    rows = table.rows(x_T.dtype)
-    extra = 2 ** (table.num_evals - 1).bit_length() - table.num_evals
-    rows = jax.tree.map(lambda array: np.concatenate([array, np.repeat(array[-1:], extra, axis=0)]), rows)
-    k = table.switches.num_images
-    rows.mix[table.num_evals :] = np.eye(k, k + 3)
-    rows.langevin[table.num_evals :] = (0, 1)
+    """`samplers.run` of a table that is an argument, padded to a power of two: fewer programs to compile."""
+    x_T, key = jnp.asarray(x_T), jax.random.key(0) if key is None else key
+    table = table.padded(2 ** (table.num_rows - 1).bit_length())
     if noise is not None:
+        extra = table.num_rows - len(noise)
         noise = np.concatenate([noise, np.zeros((extra, *noise.shape[1:]))]).astype(x_T.dtype)
-    state = initial_state(table.switches, jnp.asarray(table.init_scale, x_T.dtype), x_T)
-    return np.asarray(_compiled(net_fn, table.switches, rows, state, keys, noise)[0])
+    return np.asarray(_run(net_fn, table, x_T, key, noise))
 
 
 def run(sampler, schedule=EPS, model=dummy, start=None, seed=None, first_row=0, told=None):
@@ -92,7 +85,7 @@ def run(sampler, schedule=EPS, model=dummy, start=None, seed=None, first_row=0, 
     if told is not None:
         table = dataclasses.replace(table, t=told(table.t))
     start = dummy_start() if start is None else start
-    noise = np.zeros((table.num_evals, *start.shape), np.float32)
+    noise = np.zeros((table.num_rows, *start.shape), np.float32)
     if seed is not None:
         generator = TorchGenerator(seed)
         # diffusers draws in every step with t > 0 (DDPM), or at the end of every step (the others)
@@ -100,13 +93,7 @@ def run(sampler, schedule=EPS, model=dummy, start=None, seed=None, first_row=0, 
         for row in np.flatnonzero(drawn):
             if row >= first_row:
                 noise[row] = generator.randn(*start.shape)
-    if first_row:
-        numbers = {
-            field.name: getattr(table, field.name)[first_row:]
-            for field in dataclasses.fields(table)
-            if isinstance(getattr(table, field.name), np.ndarray)
-        }
-        table, noise = dataclasses.replace(table, **numbers), noise[first_row:]
+    table, noise = table.part(first_row), noise[first_row:]
     noise = np.stack([nhwc(draw) for draw in noise])
     return run_table(model, table, nhwc(start), noise=noise).transpose(0, 3, 1, 2)
 

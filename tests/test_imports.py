@@ -18,7 +18,7 @@ RANKS = [
     {"files", "progress", "random_keys"},
     {"kept_programs", "config"},
     {"schedule", "pixels", "models", "sharding", "compilation"},
-    {"plotting"},
+    {"plotting", "reverse"},
     {"params", "samplers"},
     {"sampling", "losses", "checkpoint"},
     {"images"},

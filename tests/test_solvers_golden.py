@@ -38,6 +38,7 @@ from ddpm_jax.samplers import (
     ScoreSdeVe,
     UniPC,
 )
+from ddpm_jax.samplers.grids import Process
 from ddpm_jax.schedule import alphas_cumprod
 
 TEN = {"num_steps": 10}
@@ -155,21 +156,18 @@ def run_scaled(sampler, schedule, seed=None, start_row=None):
     """Run as diffusers' tests of sigma-space schedulers do, which hand the scaled input to `step` for the sample."""
     if start_row is not None:
         sampler = dataclasses.replace(sampler, num_steps=None, timesteps=tuple(np.linspace(1099, 0, 10)[start_row:]))
-    process = sampler._process(schedule)
-    levels = sampler._levels(process)
-    rows = list(sampler._rows(process, levels))
     table = sampler.table(schedule)
-    signal = np.asarray([row.level.signal for row in rows])
+    signal, sigma = table.levels[:, 0].T
     mix, x_0_coefs, eps_coefs = table.mix.copy(), table.x_0_coefs.copy(), table.eps_coefs.copy()
     mix[:, :, 0] *= signal[:, None]
     x_0_coefs[:, 0] *= signal
     eps_coefs[:, 0] *= signal
     table = dataclasses.replace(table, mix=mix, x_0_coefs=x_0_coefs, eps_coefs=eps_coefs)
 
-    y = dummy_start() * np.float32(process.at_time(1099).ratio)
+    y = dummy_start() * np.float32(Process.of(schedule).at_time(1099).ratio)
     if start_row is not None:
-        y = y + known_noise() * np.float32(levels[0].ratio)
-    x_T = nhwc(y * np.float32(levels[0].signal) / np.float32(table.init_scale))
+        y = y + known_noise() * np.float32(sigma[0] / signal[0])
+    x_T = nhwc(y * np.float32(signal[0]) / np.float32(table.init_scale))
     noise = np.zeros((table.num_evals, 4, 8, 8, 3), np.float32)
     if seed is not None:
         generator = TorchGenerator(seed)

@@ -22,7 +22,6 @@ from ddpm_jax.images.image_set import ImageSet, write_png
 from ddpm_jax.params import Params, check_labels
 from ddpm_jax.random_keys import check_seed, key_from_seed
 from ddpm_jax.samplers.base import Sampler
-from ddpm_jax.samplers.for_checkpoint import table_of
 from ddpm_jax.samplers.registry import describe
 from ddpm_jax.types import PyTree
 from ddpm_jax.validation import check
@@ -75,12 +74,12 @@ class Recipe:
         )
         check_labels(config.unet, self.class_label, 1)
         sampling.check_guidance(config, self.guidance_scale, self.null_class)
-        table_of(self.sampler, config)
+        sampling.table_of(self.sampler, config)
 
     @property
     def num_evals(self) -> int:
         """How often an image evaluates the network."""
-        return table_of(self.sampler, self.params.config).num_evals
+        return sampling.table_of(self.sampler, self.params.config).num_evals
 
     @property
     def class_name(self) -> str | None:

@@ -12,17 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ddpm_jax import reverse
 from ddpm_jax.config import ScheduleConfig
-from ddpm_jax.samplers.base import Table
+from ddpm_jax.reverse import LEARNED, LEAST_VARIANCE, VARIANCE_TYPES
 from ddpm_jax.samplers.grid_sampler import GridSampler, Row, basis, eps_of
 from ddpm_jax.samplers.grids import Level, Process
+from ddpm_jax.samplers.table import Table
 from ddpm_jax.types import Number
 from ddpm_jax.validation import Rule, check, is_number
-
-VARIANCE_TYPES = (
-    *("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-    *("learned", "learned_range"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,9 +32,8 @@ class ChainSampler(GridSampler):
     _finite: ClassVar[bool] = False  # zero terminal SNR has no logarithm, and needs none here
 
 
-def _shrunk(t: Level, s: Level) -> float:
-    """Return (ratio_s / ratio_t)^2, which is 0 from zero terminal SNR."""
-    return (s.sigma * t.signal / (s.signal * t.sigma)) ** 2
+def _transition(t: Level, s: Level) -> reverse.Transition:
+    return reverse.transition(t.signal, t.sigma, s.signal, s.sigma)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,24 +85,18 @@ class DDPM(ChainSampler):
 
     def _rows(self, process: Process, levels: list[Level]) -> Iterator[Row]:
         x, x_0, _, noise = basis(1)
-        for (t, s), (small, large) in zip(pairwise(levels), self._variances(levels), strict=True):
-            variance = {"fixed_small": small, "fixed_large": large}.get(self.variance_type.removesuffix("_log"), 1.0)
+        for t, s in pairwise(levels):
+            step = _transition(t, s)
+            fixed = step.largest if self.variance_type.startswith("fixed_large") else max(step.smallest, LEAST_VARIANCE)
+            variance = 1.0 if self.variance_type in LEARNED else fixed  # a learned one scales the noise in the loop
             std = np.sqrt(variance) if s.sigma > 0 else 0.0
-            kept = _shrunk(t, s)
-            from_x_t = s.sigma**2 * t.signal / (s.signal * t.sigma**2)
-            yield Row(t, [from_x_t * x + s.signal * (1 - kept) * x_0 + std * noise])
-
-    def _variances(self, levels: list[Level]) -> list[tuple[float, float]]:
-        """Return the least and the greatest variance of each step; of the last, which draws nothing, 1e-20 for 0."""
-        pairs = [(t, s, 1 - _shrunk(t, s)) for t, s in pairwise(levels)]
-        return [(max(s.sigma**2 * fresh, 1e-20), t.sigma**2 * fresh) for t, s, fresh in pairs]
+            yield Row(t, [step.from_x_t * x + step.from_x_0 * x_0 + std * noise])
 
     def _rest(self, levels: list[Level], rows: list[Row]) -> dict[str, Any]:
-        learned = self.variance_type.startswith("learned")
-        return {
-            "variance": self.variance_type if learned else "fixed",
-            "log_variance": np.log(np.asarray(self._variances(levels))),
-        }
+        steps = [_transition(t, s) for t, s in pairwise(levels)]
+        bounds = [(max(step.smallest, LEAST_VARIANCE), step.largest) for step in steps]
+        variance = self.variance_type if self.variance_type in LEARNED else "fixed"
+        return {"variance": variance, "log_variance": np.log(np.asarray(bounds))}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +144,7 @@ class DDIM(ChainSampler):
     def _rows(self, process: Process, levels: list[Level]) -> Iterator[Row]:
         x, x_0, eps, noise = basis(1)
         for t, s in pairwise(levels):
-            std = self.eta * s.sigma * np.sqrt(max(1 - _shrunk(t, s), 0.0))
+            std = self.eta * s.sigma * np.sqrt(max(_transition(t, s).fresh, 0.0))
             direction = np.sqrt(max(s.sigma**2 - std**2, 0.0))
             if self.use_clipped_model_output:
                 eps = eps_of(t, x, x_0)

@@ -1,129 +1,25 @@
-"""A sampler is a table, and one `lax.scan` runs any table.
+"""Samplers, and the one `lax.scan` that runs the table of any.
 
-The state S of a run is a stack of k images. A row evaluates the network once, at S[0], and sets
-
-    S'[i] = sum over j of mix[i, j] [S[0], .., S[k-1], x_0_hat, eps_hat, noise][j]
-
-where x_0_hat = a S[0] + b out and eps_hat = c S[0] + d out, so that networks of any prediction type enter alike. All
-numbers are data: another eta, grid or clip range runs the same compiled program. What is not linear is a `Switches`:
-the transform of x_0_hat, noise scaled by the network's output, and Langevin steps whose length depends on norms.
+`scan_rows` does three things in each row: `predict` (the network, x_0_hat and eps_hat), `mix` (the next state) and
+`record` (what is seen of the run). `Hooks` step in between. What a row's numbers mean stands in `samplers.table`.
 
 A sampler sees `net_fn(x, t) -> raw output` and never `Params`.
 """
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from ddpm_jax import reverse
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.random_keys import image_keys
-from ddpm_jax.types import Array, ImageKeys, Images, NetFn, Number, RandomKey
-
-
-class Switches(NamedTuple):
-    """What is static about a run: each combination is a program of its own.
-
-    Attributes:
-        num_images: k, the images in the state.
-        transform: what x_0_hat goes through: "none", "clip" or "threshold".
-        variance: the noise's scale: "fixed" by the table; "learned" (the second half of the output's channels is the
-            variance) or "learned_range" (it interpolates the row's two log-variances).
-        langevin: whether rows may be Langevin steps.
-    """
-
-    num_images: int = 1
-    transform: str = "none"
-    variance: str = "fixed"
-    langevin: bool = False
-
-
-class Rows(NamedTuple):
-    """The numbers of a run, one row an evaluation of the network."""
-
-    index: Array  # [n], numbers the noise draws
-    t: Array  # [n], what the network is told: a timestep, or a noise level
-    x_0_coefs: Array  # [n, 2], a and b
-    eps_coefs: Array  # [n, 2], c and d
-    mix: Array  # [n, k, k + 3]
-    log_variance: Array  # [n, 2], the least and the greatest, for learned variances
-    limits: Array  # [n, 2], (clip range, -) or (quantile, greatest limit)
-    langevin: Array  # [n, 2], (signal-to-noise ratio of a Langevin step, or 0; sigma)
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Table:
-    """The float64 numbers of a sampler on a grid; see this module's head for what a row does.
-
-    Attributes:
-        t: [n] what the network is told in each row.
-        x_0_coefs, eps_coefs: [n, 2] coefficients of the state and of the network's output.
-        mix: [n, k, k + 3] what the next state is made of.
-        ends_step: [n] whether a row ends a step of the grid; samplers may evaluate several times a step.
-        init_scale: what unit noise x_T is multiplied with to begin.
-        clip: x_0_hat is clipped to [-clip, clip]; None leaves it alone.
-        threshold: (quantile, greatest limit) of dynamic thresholding, per image; or None.
-        variance: see `Switches`.
-        log_variance: [n, 2] bounds for `variance="learned_range"`.
-        langevin: [n, 2] (snr, sigma) of rows that are Langevin steps, snr being 0 in the others; or None.
-
-    Example:
-        >>> table = ddpm_jax.samplers.DDIM(num_steps=50).table(ScheduleConfig())
-        >>> table.num_evals, table.mix.shape
-        (50, (50, 1, 4))
-    """
-
-    t: np.ndarray
-    x_0_coefs: np.ndarray
-    eps_coefs: np.ndarray
-    mix: np.ndarray
-    ends_step: np.ndarray
-    init_scale: Number = 1.0
-    clip: Number | None = None
-    threshold: tuple[float, float] | None = None
-    variance: str = "fixed"
-    log_variance: np.ndarray | None = None
-    langevin: np.ndarray | None = None
-
-    def __post_init__(self):
-        numbers = (self.x_0_coefs, self.eps_coefs, self.mix)
-        if not all(np.all(np.isfinite(array)) for array in numbers):
-            raise ValueError(
-                "This grid visits a timestep at which the network's prediction says nothing about x_0 or eps (an "
-                "epsilon network at zero terminal SNR), or is a grid of noise ratios that begins at an infinite one. "
-                "Choose another `timestep_spacing` or `timesteps`; a v_prediction network can begin at zero SNR on "
-                "leading, linspace, trailing and quadratic grids."
-            )
-
-    @property
-    def num_evals(self) -> int:
-        """Evaluations of the network."""
-        return len(self.t)
-
-    @property
-    def switches(self) -> Switches:
-        """What is static about a run of this table."""
-        transform = "none" if self.clip is None else "clip"
-        transform = "threshold" if self.threshold is not None else transform
-        return Switches(self.mix.shape[1], transform, self.variance, self.langevin is not None)
-
-    def rows(self, dtype: Any = np.float32) -> Rows:
-        """Return the numbers in the dtype of the state."""
-        count = self.num_evals
-        limits = self.threshold if self.threshold is not None else (self.clip or 0.0, 0.0)
-        log_variance = self.log_variance if self.log_variance is not None else np.zeros((count, 2))
-        langevin = self.langevin if self.langevin is not None else np.zeros((count, 2))
-        numbers = (
-            *(self.t, self.x_0_coefs, self.eps_coefs, self.mix, log_variance),
-            *(np.tile(np.asarray(limits), (count, 1)), langevin),
-        )
-        index = np.arange(count, dtype=np.int32)
-        rows = Rows(index, *(np.asarray(array, dtype) for array in numbers))
-        # half precision has no room for 999
-        return rows._replace(t=np.asarray(self.t, jnp.promote_types(dtype, np.float32)))
+from ddpm_jax.samplers.table import Rows, Switches, Table
+from ddpm_jax.types import ImageKeys, Images, NetFn, RandomKey
+from ddpm_jax.validation import check
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,10 +37,50 @@ class Sampler(abc.ABC):
         """Return the rows that `run` executes."""
 
 
+class Hooks(NamedTuple):
+    """Functions that step into every row of a run: guidance, editing and inverse problems with any sampler.
+
+    They are static, as a network is: other functions are another program. What they work with is `hook_data`, a tree of
+    arrays that is an argument of the program: another mask, image or strength compiles nothing. Norms and step lengths
+    are to be taken for each image, never for the batch, so that image i depends on (key, i) alone.
+
+    Attributes:
+        denoise: denoise(x_t, row, net, data) -> x_0_hat, instead of the network's. x_t is [b, h, w, c]; `row` is a
+            `Rows` of this row alone, (signal, sigma) of x_t being row.levels[0]; net(x) -> x_0_hat is the network at
+            this row, clipped or thresholded where the sampler does that, and may be differentiated (`jax.vjp`). The
+            sampler uses what it returns as it is, and eps_hat = (x_t - signal x_0_hat) / sigma.
+        after: after(x_s, row, keys, data) -> x_s, in rows that end a step, on the image that the row leads to,
+            whose (signal, sigma) is row.levels[1]. `keys` are one for each image and row, to draw from; they are
+            fold_in(fold_in(image_key, row.index + 1), 1).
+
+    A learned variance is the network's own: it is evaluated for that besides. Samplers that continue from an earlier
+    image (UniPC's corrector, the singlestep forms) see what `after` did only through the network.
+
+    Example:
+        >>> keep = lambda x_t, row, net, data: jnp.where(data["mask"], data["image"], net(x_t))
+        >>> image = jnp.full((1, 2, 2, 1), 0.5)
+        >>> data = {"mask": jnp.arange(4).reshape(1, 2, 2, 1) < 2, "image": image}
+        >>> table = ddpm_jax.samplers.DDIM(num_steps=10).table(ScheduleConfig())
+        >>> start, key = jnp.ones((1, 2, 2, 1)), jax.random.key(0)
+        >>> x_0 = run(lambda x, t: x, table, start, key, hooks=Hooks(denoise=keep), hook_data=data)
+        >>> x_0[0, 0].ravel().tolist()
+        [0.5, 0.5]
+    """
+
+    denoise: Callable[[jax.Array, Rows, Callable[[jax.Array], jax.Array], Any], jax.Array] | None = None
+    after: Callable[[jax.Array, Rows, ImageKeys, Any], jax.Array] | None = None
+
+
+NO_HOOKS = Hooks()
+
+
 def draw_noise(image_keys: ImageKeys, index: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Draw the `index`-th noise of each image: 0 is x_T, r + 1 belongs to row r."""
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(image_keys)
-    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(_folded(image_keys, index))
+
+
+def _folded(keys: ImageKeys, number: Any) -> ImageKeys:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def run(
@@ -155,6 +91,8 @@ def run(
     *,
     noise: Any = None,
     indices: Any = None,
+    hooks: Hooks = NO_HOOKS,
+    hook_data: Any = None,
 ) -> Images:
     """Run a sampler's table on any network: x_T to x_0.
 
@@ -165,16 +103,20 @@ def run(
         net_fn: net_fn(x, t) -> raw output; x is [b, h, w, c], t a scalar. For variances that are learned
             the output has twice the channels.
         table: from `Sampler.table`, or made by hand.
-        x_T: unit-variance noise [b, h, w, c]; the table scales it. Its dtype is the state's.
+        x_T: unit-variance noise [b, h, w, c]; the table scales it. Its dtype is the state's. For a part of a table that
+            begins later: the noisy image that its first row sees.
         key: a key of `jax.random`, of any generator and style; image i draws from fold_in(key, indices[i]) alone.
-        noise: [num_evals, b, h, w, c] to be used instead of drawing.
+        noise: [num_rows, b, h, w, c] to be used instead of drawing.
         indices: [b] the images' numbers in their set; 0 .. b-1 if None.
+        hooks: functions that step into every row.
+        hook_data: a tree of arrays, handed to the hooks.
 
     Returns:
         The last state, [b, h, w, c], on the scale of the data. Not clipped.
 
     Raises:
-        ValueError: noise of another shape.
+        ValueError: noise of another shape; a part of a table that needs images of rows before it; a hook that returns
+            another shape.
 
     Example:
         >>> table = ddpm_jax.samplers.DDIM(num_steps=10).table(ScheduleConfig())
@@ -183,14 +125,19 @@ def run(
         (1, 2, 2, 1)
     """
     x_T = jnp.asarray(x_T)
-    if noise is not None and jnp.shape(noise) != (table.num_evals, *x_T.shape):
-        raise ValueError(f"`noise` has shape {jnp.shape(noise)}; the table wants {(table.num_evals, *x_T.shape)}.")
+    if noise is not None and jnp.shape(noise) != (table.num_rows, *x_T.shape):
+        raise ValueError(f"`noise` has shape {jnp.shape(noise)}; the table wants {(table.num_rows, *x_T.shape)}.")
+    check(
+        not table.looks_back(),
+        f"`table` begins with row {table.index[0]} of a multistep method, which uses images of the rows before it. "
+        "Begin at another row, or let the sampler make a table that begins there, by its `timesteps`.",
+    )
     indices = jnp.arange(x_T.shape[0]) if indices is None else indices
     noise = None if noise is None else jnp.asarray(noise, x_T.dtype)
     rows = table.rows(x_T.dtype)
     state = initial_state(table.switches, jnp.asarray(table.init_scale, x_T.dtype), x_T)
     keys = image_keys(key, indices)
-    state, _ = scan_rows(net_fn, table.switches, rows, state, keys, noise=noise)
+    state, _ = scan_rows(net_fn, table.switches, rows, state, keys, noise=noise, hooks=hooks, hook_data=hook_data)
     return state[0]
 
 
@@ -208,52 +155,57 @@ class Frame(NamedTuple):
 
 
 def scan_rows(
-    net_fn: NetFn,
+    net_fn: Callable[[jax.Array, Any], jax.Array],
     switches: Switches,
     rows: Rows,
     state: jax.Array,
-    keys: ImageKeys,
+    keys: ImageKeys | None,
     *,
     cond: Any = None,
     noise: Any = None,
     slots: Any = None,
     num_frames: int = 0,
+    hooks: Hooks = NO_HOOKS,
+    hook_data: Any = None,
 ) -> tuple[jax.Array, Frame]:
     """Run some rows of a table; the loop behind `run` and behind everything in `sampling`.
 
-    `cond` is what `net_fn` is told instead of the rows' t: a tree of arrays with a first axis of rows.
-    `slots` [n] says in which of `num_frames` frames a row is kept; num_frames stands for none. Frames that no row
-    names are zero.
+    Args:
+        net_fn: net_fn(x, one row of cond) -> raw output.
+        switches, rows: of the table.
+        state: [k, b, h, w, c].
+        keys: [b] of the images; None for rows that use no noise: it is 0.
+        cond: what `net_fn` is told instead of the rows' t: a tree of arrays with a first axis of rows.
+        noise: [n, b, h, w, c] to be used instead of drawing.
+        slots: [n] the frame in which each row is recorded; `num_frames` means that it is not.
+        num_frames: frames to record. Those that no row names are zero.
+        hooks, hook_data: as in `run`.
+
+    Returns:
+        The state after the last row, and the frames [num_frames, b, h, w, c].
     """
     blank = jnp.zeros((num_frames, *state.shape[1:]), state.dtype)
 
     def body(carry, inputs):
         state, frames = carry
-        row, told, given_noise, slot = inputs
+        row, told, row_noise, slot = inputs
         x_t = state[0]
-        out = net_fn(x_t, told).astype(state.dtype)
-        fresh = given_noise
-        if fresh is None:
-            fresh = draw_noise(keys, row.index + 1, state.shape[2:], state.dtype)
-        if switches.variance == "fixed":
-            out = out[..., : state.shape[-1]]  # a network that learnt its variance may do without it
+        if row_noise is None:
+            row_noise = _noise_of_row(keys, row, x_t)
+
+        def predicted(x_t):
+            return predict(lambda x: net_fn(x, told), switches, row, x_t, hooks, hook_data)
+
+        if switches.skips:
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(predicted, x_t))
+            x_0_hat, eps_hat, std = jax.lax.cond(row.evaluates, predicted, lambda _: nothing, x_t)
         else:
-            out, spread = jnp.split(out, 2, axis=-1)
-            fresh = _learned_std(switches.variance, spread, row.log_variance) * fresh
-        x_0_hat = row.x_0_coefs[0] * state[0] + row.x_0_coefs[1] * out
-        x_0_hat = _transformed(switches.transform, x_0_hat, row.limits)
-        eps_hat = row.eps_coefs[0] * state[0] + row.eps_coefs[1] * out
-        images = (*state, x_0_hat, eps_hat, fresh)
-        state = jnp.stack(
-            [sum(row.mix[i, j] * image for j, image in enumerate(images)) for i in range(switches.num_images)]
-        )
-        if switches.langevin:
-            state = state.at[0].add(_langevin_step(x_t, x_0_hat, fresh, row.langevin))
+            x_0_hat, eps_hat, std = predicted(x_t)
+        state = mix(switches, row, state, x_0_hat, eps_hat, row_noise if std is None else std * row_noise)
+        if hooks.after is not None:
+            state = state.at[0].set(_after_step(hooks.after, row, state[0], keys, hook_data))
         if num_frames:
-            frames = Frame(
-                frames.x_t.at[slot].set(x_t, mode="drop"),
-                frames.x_0_hat.at[slot].set(x_0_hat, mode="drop"),
-            )
+            frames = record(frames, slot, x_t, x_0_hat)
         return (state, frames), None
 
     rows = jax.tree.map(jnp.asarray, rows)
@@ -262,11 +214,63 @@ def scan_rows(
     return carry
 
 
-def _learned_std(variance: str, spread: jax.Array, log_bounds: jax.Array) -> jax.Array:
-    if variance == "learned":
-        return jnp.sqrt(jnp.maximum(spread, 0))  # a negative one in the last row must not become 0 NaN
-    fraction = (spread + 1) / 2  # Nichol & Dhariwal 2021, eq. 15
-    return jnp.exp(0.5 * (fraction * log_bounds[1] + (1 - fraction) * log_bounds[0]))
+def predict(
+    net_fn: Callable[[jax.Array], jax.Array], switches: Switches, row: Rows, x_t: jax.Array, hooks: Hooks, data: Any
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Return x_0_hat and eps_hat of a row, and the noise's standard deviation where the network learnt it."""
+    channels = x_t.shape[-1]
+    learned = switches.variance != "fixed"  # a network that learnt its variance may do without it
+
+    def output(x: jax.Array) -> jax.Array:
+        return net_fn(row.in_scale * x if switches.scales_input else x).astype(x.dtype)
+
+    def clean(x: jax.Array, out: jax.Array) -> jax.Array:
+        x_0_hat = row.x_0_coefs[0] * x + row.x_0_coefs[1] * out[..., :channels]
+        return _transformed(switches.transform, x_0_hat, row.limits)
+
+    out = output(x_t) if learned or hooks.denoise is None else None
+    std = reverse.learned_std(switches.variance, *row.log_variance, out[..., channels:]) if learned else None
+    if hooks.denoise is None:
+        return clean(x_t, out), row.eps_coefs[0] * x_t + row.eps_coefs[1] * out[..., :channels], std
+    x_0_hat = hooks.denoise(x_t, row, lambda x: clean(x, output(x)), data)
+    x_0_hat = _same_shape("denoise", x_0_hat, x_t)
+    signal, sigma = row.levels[0]
+    return x_0_hat, (x_t - signal * x_0_hat) / sigma, std
+
+
+def mix(
+    switches: Switches, row: Rows, state: jax.Array, x_0_hat: jax.Array, eps_hat: jax.Array, noise: jax.Array
+) -> jax.Array:
+    """Return the next state: sums of images by the row's weights, and a Langevin step where the row is one."""
+    images = (*state, x_0_hat, eps_hat, noise)
+    mixed = jnp.stack(
+        [sum(row.mix[i, j] * image for j, image in enumerate(images)) for i in range(switches.num_images)]
+    )
+    if switches.langevin:
+        mixed = mixed.at[0].add(_langevin_step(state[0], x_0_hat, noise, row.langevin))
+    return mixed
+
+
+def record(frames: Frame, slot: jax.Array, x_t: jax.Array, x_0_hat: jax.Array) -> Frame:
+    """Return the frames with one of them set; a slot beyond the last sets none."""
+    return Frame(frames.x_t.at[slot].set(x_t, mode="drop"), frames.x_0_hat.at[slot].set(x_0_hat, mode="drop"))
+
+
+def _noise_of_row(keys: ImageKeys | None, row: Rows, x_t: jax.Array) -> jax.Array:
+    return jnp.zeros_like(x_t) if keys is None else draw_noise(keys, row.index + 1, x_t.shape[1:], x_t.dtype)
+
+
+def _after_step(after: Callable, row: Rows, x_s: jax.Array, keys: ImageKeys | None, data: Any) -> jax.Array:
+    hook_keys = None if keys is None else _folded(_folded(keys, row.index + 1), 1)
+    changed = lambda x_s: _same_shape("after", after(x_s, row, hook_keys, data), x_s)
+    return jax.lax.cond(row.ends_step, changed, lambda x_s: x_s, x_s)
+
+
+def _same_shape(hook: str, images: Any, like: jax.Array) -> jax.Array:
+    """Return what a hook made in the dtype of the state."""
+    shape = jnp.shape(images)
+    check(shape == like.shape, f"The hook `{hook}` returned images of shape {shape}; they must be {like.shape}.")
+    return jnp.asarray(images, like.dtype)
 
 
 def _langevin_step(x_t: jax.Array, x_0_hat: jax.Array, noise: jax.Array, numbers: jax.Array) -> jax.Array:

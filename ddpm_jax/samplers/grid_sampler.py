@@ -9,9 +9,10 @@ import numpy as np
 
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import grids
-from ddpm_jax.samplers.base import Sampler, Table
+from ddpm_jax.samplers.base import Sampler
 from ddpm_jax.samplers.effects import check_effects
 from ddpm_jax.samplers.grids import Level, Process
+from ddpm_jax.samplers.table import Table
 from ddpm_jax.schedule import output_coefficients
 from ddpm_jax.types import Number
 from ddpm_jax.validation import Rule, check, is_number
@@ -24,11 +25,15 @@ class Row(NamedTuple):
         level: where the network is evaluated.
         state: k vectors, the images of the next state.
         ends_step: whether it ends a step of the grid.
+        seen: the level of the image that it sees, if the network is told another one.
+        leads_to: the level of the next image, if it is not what the next row sees (of the last row: the run's end).
     """
 
     level: Level
     state: Sequence[np.ndarray]
     ends_step: bool = True
+    seen: Level | None = None
+    leads_to: Level | None = None
 
 
 def basis(num_images: int) -> np.ndarray:
@@ -160,6 +165,7 @@ class GridSampler(Sampler):
             eps_coefs=coefficients[:, 2:],
             mix=np.asarray([row.state for row in rows]),
             ends_step=np.asarray([row.ends_step for row in rows]),
+            levels=_seen_and_next(rows, levels[-1]),
             init_scale=float(self._init_scale(process, levels)),
             clip=self.clip,
             threshold=threshold if self.thresholding else None,
@@ -204,6 +210,13 @@ class GridSampler(Sampler):
     def _init_scale(self, process: Process, levels: list[Level]) -> float:
         """Return what unit noise is multiplied with to begin: 1, or the noise level of an exploding process."""
         return 1.0 if process.kind == "vp" else levels[0].sigma
+
+
+def _seen_and_next(rows: Sequence[Row], end: Level) -> np.ndarray:
+    """Return (signal, sigma) of the image that each row sees, and of the one that it leads to: [n, 2, 2]."""
+    seen = [row.seen or row.level for row in rows]
+    following = [row.leads_to or level for row, level in zip(rows, [*seen[1:], end], strict=True)]
+    return np.asarray([[level[1:] for level in pair] for pair in zip(seen, following, strict=True)], np.float64)
 
 
 def _coefficients(schedule: ScheduleConfig, level: Level) -> tuple[float, float, float, float]:

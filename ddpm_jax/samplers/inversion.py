@@ -62,6 +62,6 @@ class DDIMInverse(GridSampler):
                 origin = guess if iteration == 0 else x_s
                 x_t = moved(s, origin, t, eps_of(t, guess, x_0))
                 ends_step = iteration == self.num_iterations - 1
-                if ends_step and t is levels[0]:
-                    x_t = x_t / super()._init_scale(process, levels)  # to unit variance, as samplers take it
-                yield Row(t, [x_t, origin], ends_step)
+                scale = super()._init_scale(process, levels) if ends_step and t is levels[0] else 1.0
+                reached = Level(t.t, t.signal / scale, t.sigma / scale)  # at last of unit variance, as samplers take it
+                yield Row(t, [x_t / scale, origin], ends_step, leads_to=reached)

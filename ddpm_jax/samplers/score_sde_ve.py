@@ -68,10 +68,10 @@ class ScoreSdeVe(GridSampler):
         for i, (t, s) in enumerate(pairwise(levels)):
             told = self._told(process, levels, i)
             for _ in range(self.correct_steps):
-                yield Row(told, [x], ends_step=False)
+                yield Row(told, [x], ends_step=False, seen=t)
             variance = t.sigma**2 - s.sigma**2
             std = np.sqrt(variance) if s.sigma > 0 else 0.0
-            yield Row(told, [x + variance / told.sigma**2 * (x_0 - x) + std * noise])
+            yield Row(told, [x + variance / told.sigma**2 * (x_0 - x) + std * noise], seen=t)
 
     def _told(self, process: Process, levels: list[Level], i: int) -> Level:
         """Return the level in whose words the network is asked: `sampling_eps` shortens time a little."""
