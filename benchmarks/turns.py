@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 def describe_machine() -> str:
     """Name the machine and the versions of what is compared."""
     versions = []
-    for name in ("ddpm-jax", "jax", "torch", "diffusers"):
+    for name in ("ddpm-jax", "jax", "torch", "diffusers", "onnxruntime", "openvino"):
         try:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:

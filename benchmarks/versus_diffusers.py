@@ -1,17 +1,18 @@
-"""Us and diffusers on the same jobs, in processes that take turns.
+"""Us and our peers on the same jobs, in processes that take turns.
 
     python benchmarks/versus_diffusers.py                    # all jobs, five rounds
     python benchmarks/versus_diffusers.py --jobs forward-cifar10-b1 ddim-cifar10-b4 --rounds 3
 
 A job runs in a fresh process a round and peer, so that no thread pool meets another's. Ratios are taken within a round
-and their median is printed: only they count on a shared machine. Peers: diffusers' eager PyTorch, the same with
-channels_last, both in inference mode. Weights are random; the time of a network does not depend on them. Needs the
-`parity` extra.
+and their median is printed: only they count on a shared machine. Peers (`peers.py`): diffusers' network in PyTorch,
+eager, with channels_last, and compiled, and exported to ONNX Runtime and OpenVINO, always in diffusers' loop. Weights
+are random; the time of a network does not depend on them. Needs the `bench` extra, and a C++ compiler for the third.
 
 Jobs:
     forward-NET-bB    one forward, the median of some after warming up (plain convolutions on our side)
     SAMPLER-NET-bB    a step of ddpm, ddim, dpmsolver++ or unipc, over 10 steps after warming up; and peak memory.
-                      "ours_plain", for ddim, is ours without Winograd's convolutions
+                      "ours_plain", for ddim, is ours without Winograd's convolutions; ddim meets all peers, the others
+                      eager and channels_last
     program-NET-bB    20 steps of dpmsolver++ from the start of the process to PNG files, imports, loading and
                       compiling included; "ours_warm" finds its programs in a compile cache
     compile-NET-bB    tracing and compiling the first time that we sample (ours alone)
@@ -28,6 +29,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import peers
 from turns import describe_machine
 
 SAMPLERS = ("ddpm", "ddim", "dpmsolver++", "unipc")
@@ -44,7 +46,7 @@ PEERS = {
     "program": ("ours", "ours_warm", "eager", "channels_last"),
     "compile": ("ours",),
 } | {sampler: ("ours", "eager", "channels_last") for sampler in SAMPLERS}
-PEERS["ddim"] = ("ours", "ours_plain", "eager", "channels_last")
+PEERS["ddim"] = ("ours", "ours_plain", *peers.TORCH, *peers.ENGINES)
 GOOGLE = {
     "attention_head_dim": None,
     "downsample_padding": 0,
@@ -73,6 +75,7 @@ def main() -> None:
     """Run rounds of all peers and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", nargs="+", default=JOBS, help="some of " + ", ".join(JOBS))
+    parser.add_argument("--peers", nargs="+", help="some of those of the jobs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="also write the numbers as JSON")
     parser.add_argument("--worker", nargs=3, metavar=("JOB", "PEER", "FOLDER"), help=argparse.SUPPRESS)
@@ -86,16 +89,20 @@ def main() -> None:
         for net in sorted({job.split("-")[1] for job in options.jobs}):
             subprocess.run([sys.executable, "-c", MAKE, net, folder, json.dumps(NETS[net] | GOOGLE)], check=True)
         for job in options.jobs:
-            peers = PEERS[job.split("-")[0]]
-            if "ours_warm" in peers:
+            kind, net, batch = job.rsplit("-", 2)
+            names = [name for name in PEERS[kind] if options.peers is None or name in options.peers]
+            if "ours_warm" in names:
                 launch(job, "ours_warm", folder)  # fills its cache
-            rounds = []
+            if set(names) & set(peers.ENGINES):
+                peers.exported(Path(folder) / net, int(batch[1:]))
+            rounds = results[job] = []
             for _ in range(options.rounds):
-                rounds.append({peer: launch(job, peer, folder) for peer in peers})
-            results[job] = rounds
-            report(job, peers, rounds)
-            if options.out:
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
+                rounds.append({})
+                for name in names:
+                    rounds[-1][name] = launch(job, name, folder)
+                    if options.out:  # after each, so that a run that is cut short leaves what it measured
+                        options.out.write_text(json.dumps(results, indent=1) + "\n")
+            report(job, names, rounds)
 
 
 MAKE = """
@@ -122,13 +129,13 @@ def launch(job: str, peer: str, folder: str) -> dict[str, float]:
     return numbers
 
 
-def report(job: str, peers: Sequence[str], rounds: list[dict[str, dict[str, float]]]) -> None:
+def report(job: str, names: Sequence[str], rounds: list[dict[str, dict[str, float]]]) -> None:
     """Print medians over the rounds, and ours over theirs within each round."""
-    for peer in peers:
+    for peer in names:
         seconds = statistics.median(numbers[peer]["seconds"] for numbers in rounds)
         memory = statistics.median(numbers[peer]["peak_mb"] for numbers in rounds)
         line = f"{job:24s} {peer:14s} {seconds:9.3f} s   peak {memory:6.0f} MB"
-        if peer != "ours":
+        if peer != "ours" and "ours" in rounds[0]:
             for name in ("seconds", "peak_mb"):
                 ratios = sorted(numbers["ours"][name] / numbers[peer][name] for numbers in rounds)
                 line += f"   ours/it {name} {statistics.median(ratios):.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
@@ -192,14 +199,12 @@ def ours(kind: str, model: Path, batch: int, repeats: int, folder: Path, peer: s
 
 
 def theirs(kind: str, model: Path, batch: int, repeats: int, folder: Path, peer: str) -> float:
-    """Time diffusers: its network and its scheduler in the loop of its pipelines."""
+    """Time a peer: its network, and the scheduler of diffusers in the loop of its pipelines."""
     import diffusers
     import torch
 
-    net = diffusers.UNet2DModel.from_pretrained(model / "unet").eval()
-    if peer == "channels_last":
-        net.to(memory_format=torch.channels_last)
-    shape = (batch, 3, net.config.sample_size, net.config.sample_size)
+    net, size = peers.network(peer, model, batch), NETS[model.name]["sample_size"]
+    shape = (batch, 3, size, size)
     classes = {"ddpm": "DDPM", "ddim": "DDIM", "unipc": "UniPCMultistep"}
     scheduler = getattr(diffusers, f"{classes.get(kind, 'DPMSolverMultistep')}Scheduler")()
 
@@ -207,15 +212,13 @@ def theirs(kind: str, model: Path, batch: int, repeats: int, folder: Path, peer:
         scheduler.set_timesteps(steps)
         x = torch.randn(shape)
         for t in scheduler.timesteps:
-            x = scheduler.step(net(x, t).sample, t, x).prev_sample
+            x = scheduler.step(net(x, t), t, x).prev_sample
         return (x / 2 + 0.5).clamp(0, 1)
 
     with torch.inference_mode():
         if kind == "forward":
-            x = torch.randn(shape)
-            if peer == "channels_last":
-                x = x.to(memory_format=torch.channels_last)
-            return timed(lambda: net(x, 500), repeats)
+            x, t = torch.randn(shape), torch.tensor(500)
+            return timed(lambda: net(x, t), repeats)
         if kind == "program":
             from PIL import Image
 

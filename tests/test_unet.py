@@ -11,6 +11,8 @@ from ddpm_jax.checkpoint import from_state_dict
 from ddpm_jax.config import Config, UNetConfig
 from ddpm_jax.config.unet import ACTIVATIONS
 from ddpm_jax.models import layers
+from ddpm_jax.models.layout import layout
+from ddpm_jax.models.unet import UNet
 
 _SKIP3 = {
     "layers_per_block": 2,
@@ -200,3 +202,14 @@ def test_fir_resampling_keeps_a_constant_image_inside():
     image = jnp.ones((1, 8, 8, 2))
     np.testing.assert_allclose(layers.fir_downsample(image)[:, 1:-1, 1:-1], 1, atol=1e-6)  # rounding of 16 taps
     np.testing.assert_allclose(layers.fir_upsample(image)[:, 2:-2, 2:-2], 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [PLAIN, NCSNPP, PLAIN | _SCALE_SHIFT | {"num_class_embeds": 3}])
+def test_layout_has_the_shapes_of_the_network(options):
+    """The trace that leaves arithmetic out against linen's own."""
+    config = UNetConfig(**options)
+    x = jnp.zeros((1, *config.image_size, config.in_channels))
+    labels = jnp.zeros(1, jnp.int32) if config.has_classes else None
+    whole = jax.eval_shape(UNet(config).init, jax.random.key(0), x, jnp.zeros(1, jnp.int32), labels)["params"]
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    assert shapes(layout(config).weights) == shapes(whole)

@@ -5,12 +5,20 @@ share roughly.
 """
 
 import math
+from collections.abc import Sequence
 
 from ddpm_jax.models.layout import Convolution
 
 # Of a convolution by Winograd's transforms: what compiling it takes longer, and what it saves a FLOP of the plain one.
 TRANSFORM_SECONDS = 0.068  # 0.03 to 0.10, by network
 SAVED_A_FLOP = 2.0e-12  # 0.9 to 3.7
+# The same of a training step, whose gradient by the input is transformed too (`models.cpu_gradients`).
+TRAINED_TRANSFORM_SECONDS = 0.4
+TRAINED_SAVED_A_FLOP = 1.4e-12
+# Of sums over pixels as products: what compiling a step takes longer, a convolution; what they save, an output number
+# of the convolutions.
+PRODUCTS_SECONDS = 0.14
+PRODUCTS_SAVED = 1.0e-9
 
 
 def flops(convolution: Convolution) -> int:
@@ -35,3 +43,26 @@ def transform_pays(convolution: Convolution, images: int) -> bool:
         (False, True)
     """
     return flops(convolution) * images * SAVED_A_FLOP > TRANSFORM_SECONDS
+
+
+def trained_transform_pays(convolution: Convolution, images: int) -> bool:
+    """Tell the same of training on so many images, with the convolution and its gradient by the input transformed.
+
+    Example:
+        >>> convolution = Convolution((), (3, 3), 1, None, (16, 16, 128), 128)
+        >>> trained_transform_pays(convolution, 10), trained_transform_pays(convolution, 10_000)
+        (False, True)
+    """
+    return 2 * flops(convolution) * images * TRAINED_SAVED_A_FLOP > TRAINED_TRANSFORM_SECONDS
+
+
+def products_pay(convolutions: Sequence[Convolution], images: int) -> bool:
+    """Tell whether sums over pixels as products save more seconds in training on so many images than they cost.
+
+    Example:
+        >>> convolutions = [Convolution((), (3, 3), 1, None, (16, 16, 128), 128)]
+        >>> products_pay(convolutions, 10), products_pay(convolutions, 10_000)
+        (False, True)
+    """
+    numbers = sum(math.prod(each.in_shape[:2]) * each.features for each in convolutions)
+    return numbers * images * PRODUCTS_SAVED > len(convolutions) * PRODUCTS_SECONDS

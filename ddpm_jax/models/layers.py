@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from ddpm_jax.config.unet import UNetConfig
+from ddpm_jax.models.pixel_sums import add_to_pixels
 from ddpm_jax.types import Number
 
 ACTIVATIONS = {
@@ -154,12 +155,12 @@ class ResnetBlock2D(nn.Module):
         h = conv(config, self.features, 3, "conv1")(h)
 
         width = 2 * self.features if scale_shift else self.features
-        emb = dense(config, width, "time_emb_proj")(act(emb))[:, None, None, :]
+        emb = dense(config, width, "time_emb_proj")(act(emb))
         if scale_shift:
-            scale, shift = jnp.split(emb, 2, axis=-1)
+            scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
             h = group_norm(config, self.groups_out, h, "norm2") * (1 + scale) + shift
         else:
-            h = group_norm(config, self.groups_out, h + emb, "norm2")
+            h = group_norm(config, self.groups_out, add_to_pixels(h, emb), "norm2")
         h = nn.Dropout(config.dropout)(act(h), deterministic=deterministic)
         h = conv(config, self.features, 3, "conv2")(h)
 

@@ -64,8 +64,12 @@ def transform_kernel(kernel: Array) -> tuple[jax.Array, ...]:
         >>> [part.shape for part in transform_kernel(np.ones((3, 3, 2, 4)))][0]
         (1, 3, 2, 4)
     """
-    kernel = np.asarray(kernel)
-    return tuple(map(jax.device_put, _combined(G, [kernel[row : row + 1] for row in range(3)])))
+    return tuple(map(jax.device_put, combine_kernel(np.asarray(kernel))))
+
+
+def combine_kernel(kernel: Array) -> list[Array]:
+    """Return G g as `transform_kernel` does, where the kernel lies: in the program that is traced, say."""
+    return _combined(G, [kernel[row : row + 1] for row in range(3)])
 
 
 _made: dict[int, tuple[weakref.ref, tuple[jax.Array, ...]]] = {}  # by the identity of a kernel that lives
@@ -147,16 +151,20 @@ def is_transformed(weights: PyTree) -> bool:
 
 def transforms(convolution: Convolution, batch_size: int, evaluations: int) -> bool:
     """Tell whether a convolution can be transformed, and gains by it."""
+    return can_transform(convolution, batch_size) and transform_pays(convolution, batch_size * evaluations)
+
+
+def can_transform(convolution: Convolution, batch_size: int, least_channels: int = LEAST_CHANNELS) -> bool:
+    """Tell whether a convolution can be transformed, and is large enough to run faster then."""
     height, width, channels = convolution.in_shape
-    can = (
+    return (
         convolution.kernel_size == (3, 3)
         and convolution.strides in (1, (1, 1))
         and tuple(convolution.padding) == ((1, 1), (1, 1))
         and height % 4 == 0
-        and min(channels, convolution.features) >= LEAST_CHANNELS
+        and min(channels, convolution.features) >= least_channels
         and batch_size * height * width >= LEAST_PIXELS
     )
-    return can and transform_pays(convolution, batch_size * evaluations)
 
 
 def intercept(next_function, args, kwargs, context):

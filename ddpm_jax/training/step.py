@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax import compilation, sharding
 from ddpm_jax.config import Config
 from ddpm_jax.losses import Objective, draw_timesteps, traced_per_image
+from ddpm_jax.models import cpu_gradients
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params, trainable_mask
 from ddpm_jax.pixels import data_from_bytes
@@ -155,7 +156,15 @@ def compiled(plan: Plan, state: TrainState, mesh: Mesh) -> Callable[..., tuple[T
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = compilation.jit(train_step, static_argnums=(0, 1), donate_argnums=2, out_shardings=(shardings, everywhere))
+    loop = plan.settings.loop  # all its steps, and not those that are left: a resumed run is to do the same to the bit
+    gradients = cpu_gradients.choose(plan.network.unet, loop.batch_size // mesh.size, loop.steps)
+
+    @functools.wraps(train_step)
+    def chosen(*arguments):
+        with cpu_gradients.using(gradients):
+            return train_step(*arguments)
+
+    step = compilation.jit(chosen, static_argnums=(0, 1), donate_argnums=2, out_shardings=(shardings, everywhere))
     return lambda state, images, labels: step(plan, mesh, state, images, labels)
 
 
