@@ -389,3 +389,185 @@ def test_ddpm_rows_are_the_posterior():
     from_x_0, from_x_t, variance = posterior_coefficients(alpha_bar[500], alpha_bar[250])
     np.testing.assert_allclose(table.mix[1, 0], [from_x_t, from_x_0, 0, np.sqrt(variance)], rtol=1e-14)
     np.testing.assert_array_equal(table.mix[-1, 0], [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_programs_of_deterministic_solvers_draw_nothing(name):
+    """Whether a table draws is the class's, not its numbers': eta 0 and eta 1 share a program."""
+    exploding = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0)
+    schedule = exploding if name in ("score-sde-ve", "karras-ve") else EPS
+    table = SAMPLERS[name](num_steps=3).table(own_schedule(name))
+        wrong = np.zeros((table.num_evals + 1, 1, 2, 2, 1))
+        with pytest.raises(ValueError, match="`noise` has shape"):
+            samplers.run(dummy, table, np.zeros((1, 2, 2, 1)), jax.random.key(0), noise=wrong)
+
+    def test_other_processes_are_refused(self, name):
+        with pytest.raises(ValueError, match="of another kind|variance-exploding"):
+            SAMPLERS[name]().table(ScheduleConfig(kind="other"))
+
+    def test_half_precision_state_keeps_its_timesteps(self, name):
+        table = SAMPLERS[name](timestep_spacing="trailing", num_steps=20).table(own_schedule(name))
+        np.testing.assert_allclose(np.asarray(table.rows(jnp.bfloat16).t), table.t, rtol=1e-6)
+
+    def test_zero_terminal_snr(self, name):
+        """A velocity network starts from pure noise; an epsilon network cannot."""
+        if name == "score-sde-ve":
+            return
+        sampler = SAMPLERS[name](num_steps=20, timestep_spacing="trailing")
+        schedule = ScheduleConfig(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+        x = run(sampler, schedule, model=gaussian(schedule), start=gaussian_start(), seed=1)
+        assert np.all(np.isfinite(x)) and abs(x.mean() - 0.3) < 0.05
+        with pytest.raises(ValueError, match="zero terminal SNR"):
+            sampler.table(ScheduleConfig(rescale_betas_zero_snr=True))
+
+
+def test_score_sde_ve_is_for_exploding_networks():
+    with pytest.raises(ValueError, match="samples variance-exploding networks"):
+        samplers.ScoreSdeVe().table(EPS)
+
+
+def test_langevin_steps_do_not_depend_on_the_batch():
+    table = samplers.ScoreSdeVe(num_steps=5).table(VE)
+    x_T = np.random.default_rng(0).standard_normal((3, 8, 8, 1)).astype(np.float32)
+    together = samplers.run(exact(VE), table, x_T, jax.random.key(0))
+    alone = samplers.run(exact(VE), table, x_T[2:], jax.random.key(0), indices=np.array([2]))
+    np.testing.assert_allclose(together[2:], alone, rtol=1e-6)
+
+
+class TestInversion:
+    """x_0 to x_T and back."""
+
+    def errors(self, **knobs):
+        x_0 = (0.3 + 0.25 * np.random.default_rng(0).standard_normal((1, 8, 8, 1))).astype(np.float32)
+        grid = {"num_steps": 50, "timestep_spacing": "trailing"}
+        there = run_table(gaussian(EPS), DDIMInverse(**grid, **knobs).table(EPS), x_0)
+        back = run_table(gaussian(EPS), DDIM(**grid, clip=None).table(EPS), there)
+        return np.abs(back - x_0).max(), there
+
+    def test_one_iteration_is_of_first_order(self):
+        error, x_T = self.errors(num_iterations=1)
+        assert 1e-4 < error < 0.1
+        assert 0.7 < x_T.std() < 1.3
+
+    def test_iterations_converge_to_the_exact_inverse(self):
+        errors = [self.errors(num_iterations=count)[0] for count in (1, 4, 12)]
+        assert errors[0] > errors[1] > errors[2]
+        assert errors[2] < 2e-4  # float32, through 1 / sqrt(alpha_bar) = 157
+
+    def test_prediction_types_agree(self):
+        x_0 = (0.3 + 0.25 * np.random.default_rng(0).standard_normal((1, 8, 8, 1))).astype(np.float32)
+        runs = [run_table(gaussian(schedule), DDIMInverse().table(schedule), x_0) for schedule in (EPS, V, X0)]
+        np.testing.assert_allclose(runs[0], runs[1], atol=1e-4)
+        np.testing.assert_allclose(runs[0], runs[2], atol=1e-3)  # x_0 is known to 1e-7, over sigma = 0.01
+
+
+class TestIdentities:
+    """Samplers that are the same thing by another name."""
+
+    def same(self, one, other, schedule=EPS, **grid):
+        tables = [sampler.table(schedule) for sampler in (one, other)]
+        x_T = np.random.default_rng(0).standard_normal((1, 4, 4, 1))
+        with jax.enable_x64(True):
+            runs = [run_table(gaussian(schedule), table, x_T) for table in tables]
+        np.testing.assert_allclose(*runs, rtol=1e-9, atol=1e-9)
+
+    GRID = {"timesteps": (999, 800, 500, 250, 100, 20), "clip": None}
+
+    def test_ddim_is_dpm_solver_pp_of_order_1(self):
+        self.same(DDIM(**self.GRID), samplers.DPMSolverPP(solver_order=1, **self.GRID))
+
+    def test_ddim_is_dpm_solver_of_order_1(self):
+        self.same(DDIM(**self.GRID), samplers.DPMSolver(solver_order=1, **self.GRID))
+
+    def test_ddim_is_unipc_without_corrector_of_order_1(self):
+        self.same(DDIM(**self.GRID), samplers.UniPC(solver_order=1, corrector=False, **self.GRID))
+
+    def test_ddim_is_deis_of_order_1(self):
+        self.same(DDIM(**self.GRID), samplers.DEIS(solver_order=1, **self.GRID))
+
+    def test_ddim_is_lms_of_order_1(self):
+        x_T = {"one": DDIM(**self.GRID), "other": samplers.LMS(solver_order=1, **self.GRID)}
+        tables = {name: dataclasses.replace(sampler.table(EPS), init_scale=1.0) for name, sampler in x_T.items()}
+        with jax.enable_x64(True):
+            start = np.random.default_rng(0).standard_normal((1, 4, 4, 1))
+            runs = [run_table(gaussian(EPS), table, start) for table in tables.values()]
+        np.testing.assert_allclose(*runs, rtol=1e-9, atol=1e-9)
+
+    def test_ddpm_is_the_data_sde_of_order_1(self):
+        """sde-dpmsolver++ of order 1 is ancestral sampling (Lu et al. 2022b, appendix)."""
+        self.same(
+            DDPM(**self.GRID), samplers.DPMSolverPP(solver_order=1, algorithm_type="sde-dpmsolver++", **self.GRID)
+        )
+
+    def test_ddpm_is_euler_ancestral(self):
+        one = DDPM(**self.GRID).table(EPS)
+        other = dataclasses.replace(samplers.EulerAncestral(**self.GRID).table(EPS), init_scale=1.0)
+        np.testing.assert_allclose(one.mix, other.mix, atol=1e-10)
+
+    @pytest.mark.parametrize("order", [1, 2, 3])
+    def test_dpm_solver_heun_is_deis(self, order):
+        heun = {"solver_type": "heun"} if order > 1 else {}  # of order 1 there is one rule
+        self.same(
+            samplers.DPMSolver(solver_order=order, **heun, **self.GRID),
+            samplers.DEIS(solver_order=order, **self.GRID),
+        )
+
+    @pytest.mark.parametrize("predict_x0, solver", [(True, samplers.DPMSolverPP), (False, samplers.DPMSolver)])
+    def test_unipc_predictors_are_dpm_solvers(self, predict_x0, solver):
+        for order in (2, 3):  # by order 3 the predictor's coefficients are those of the interpolating polynomial
+            self.same(
+                samplers.UniPC(solver_order=order, corrector=False, predict_x0=predict_x0, **self.GRID),
+                solver(solver_order=order, **self.GRID),
+            )
+
+    def test_euler_is_ddim_on_its_grid(self):
+        one = DDIM(**self.GRID).table(EPS)
+        other = samplers.Euler(**self.GRID).table(EPS)
+        x_0_from_eps = lambda table: table.mix[:, 0, 0] + table.mix[:, 0, 1] * table.x_0_coefs[:, 0]
+        np.testing.assert_allclose(x_0_from_eps(one), x_0_from_eps(other), rtol=1e-9)
+
+    def test_logsnr_is_the_exponential_grid(self):
+        one, other = (samplers.DPMSolverPP(timestep_spacing=name).table(EPS) for name in ("logsnr", "exponential"))
+        np.testing.assert_array_equal(one.mix, other.mix)
+
+
+def test_a_negative_learned_variance_at_the_end_does_no_harm():
+    model = lambda x, t: jnp.concatenate([0 * x, 0 * x - 0.25], axis=-1)
+    table = DDPM(variance_type="learned", timesteps=(0,)).table(X0)
+    x = samplers.run(model, table, np.ones((1, 4, 4, 1), np.float32), jax.random.key(0))
+    np.testing.assert_array_equal(x, 0)
+
+
+def test_ddim_with_eta_1_and_clipped_output_is_ddpm():
+    ddim = DDIM(num_steps=100, eta=1.0, use_clipped_model_output=True).table(EPS)
+    ddpm = DDPM(num_steps=100).table(EPS)
+    combine = lambda table: table.mix[:, 0, [0, 1, 3]]
+    np.testing.assert_allclose(combine(ddim), combine(ddpm), atol=1e-10)  # float64 algebra of alpha_bar down to 4e-5
+
+
+def test_ddpm_rows_are_the_posterior():
+    table = DDPM(num_steps=4).table(EPS)
+    alpha_bar = alphas_cumprod(EPS)
+    assert table.t.tolist() == [750, 500, 250, 0]
+    from_x_0, from_x_t, variance = posterior_coefficients(alpha_bar[500], alpha_bar[250])
+    np.testing.assert_allclose(table.mix[1, 0], [from_x_t, from_x_0, 0, np.sqrt(variance)], rtol=1e-14)
+    np.testing.assert_array_equal(table.mix[-1, 0], [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_programs_of_deterministic_solvers_draw_nothing(name):
+    """Whether a table draws is the class's, not its numbers': eta 0 and eta 1 share a program."""
+    schedule = (
+        ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0)
+        if name in ("score-sde-ve", "karras-ve")
+        else ScheduleConfig()
+    )
+    table = SAMPLERS[name](num_steps=3).table(schedule)
+    x, key = jnp.zeros((1, 2, 2, 1)), jax.random.key(0)
+    program = str(jax.make_jaxpr(lambda x, key: samplers.run(lambda x, t: x, table, x, key))(x, key))
+    never = ("dpmsolver++", "dpmsolver", "deis", "unipc", "pndm", "lms", "kdpm2")
+    assert ("random_bits" in program) == table.draws == (name not in never)
+    if table.draws and table.variance == "fixed":
+        with pytest.raises(ValueError, match="`draws` is False, but"):
+            noisy = np.concatenate([table.mix[..., :-1], np.ones_like(table.mix[..., -1:])], axis=-1)
+            dataclasses.replace(table, mix=noisy, draws=False)

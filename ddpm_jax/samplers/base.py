@@ -190,7 +190,7 @@ def scan_rows(
         state, frames = carry
         row, told, row_noise, slot = inputs
         x_t = state[0]
-        if row_noise is None:
+        if row_noise is None and switches.draws:
             row_noise = _noise_of_row(keys, row, x_t)
 
         def predicted(x_t):
@@ -239,10 +239,13 @@ def predict(
 
 
 def mix(
-    switches: Switches, row: Rows, state: jax.Array, x_0_hat: jax.Array, eps_hat: jax.Array, noise: jax.Array
+    switches: Switches, row: Rows, state: jax.Array, x_0_hat: jax.Array, eps_hat: jax.Array, noise: jax.Array | None
 ) -> jax.Array:
-    """Return the next state: sums of images by the row's weights, and a Langevin step where the row is one."""
-    images = (*state, x_0_hat, eps_hat, noise)
+    """Return the next state: sums of images by the row's weights, and a Langevin step where the row is one.
+
+    `noise` is None in rows that draw none.
+    """
+    images = (*state, x_0_hat, eps_hat) if noise is None else (*state, x_0_hat, eps_hat, noise)
     mixed = jnp.stack(
         [sum(row.mix[i, j] * image for j, image in enumerate(images)) for i in range(switches.num_images)]
     )

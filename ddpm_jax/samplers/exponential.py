@@ -191,6 +191,10 @@ class MultistepSampler(ExponentialSampler):
     _integrator: Integrator
     _rule: str
 
+    @property
+    def _draws(self) -> bool:
+        return self._integrator.stochastic
+
     def _order_at(self, step: int, num_steps: int) -> int:
         """Return the order of a step: it rises as outputs come in, and falls at the end."""
         few = self.lower_order_final and num_steps < FEW_STEPS

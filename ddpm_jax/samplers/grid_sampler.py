@@ -105,6 +105,7 @@ class GridSampler(Sampler):
     _whole: ClassVar[bool] = True
     _clean_last: ClassVar[bool] = True
     _finite: ClassVar[bool] = True
+    _draws: ClassVar[bool] = True  # rows may draw noise, whatever the numbers of the knobs
 
     # Where a knob acts that does nothing elsewhere; subclasses add theirs.
     ACTS: ClassVar[dict[str, Rule]] = {
@@ -169,6 +170,7 @@ class GridSampler(Sampler):
             init_scale=float(self._init_scale(process, levels)),
             clip=self.clip,
             threshold=threshold if self.thresholding else None,
+            draws=self._draws,
             **rest,
         )
 

@@ -37,6 +37,7 @@ class DDIMInverse(GridSampler):
     """
 
     default_steps: ClassVar[int | None] = 50
+    _draws: ClassVar[bool] = False
 
     timestep_spacing: str = "leading"
     num_iterations: int = 3

@@ -183,6 +183,7 @@ class KDPM2(KSampler):
     """
 
     order: ClassVar[int] = 2
+    _draws: ClassVar[bool] = False
 
     def _rows(self, process: Process, levels: list[Level]) -> Iterator[Row]:
         x, started, x_0, _, noise = basis(2)
@@ -218,6 +219,7 @@ class KDPM2Ancestral(KDPM2):
     """
 
     order: ClassVar[int] = 1
+    _draws: ClassVar[bool] = True
 
     def _split(self, process: Process, s: Level, t: Level) -> tuple[float, float]:
         return _ancestral(s, t)
@@ -253,6 +255,8 @@ class LMS(KSampler):
         >>> LMS(num_steps=10).table(ScheduleConfig()).num_evals
         10
     """
+
+    _draws: ClassVar[bool] = False
 
     solver_order: int = 4
 

@@ -44,6 +44,7 @@ class PNDM(GridSampler):
     set_alpha_to_one: bool = False
 
     order: ClassVar[int] = 2
+    _draws: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()

@@ -33,6 +33,7 @@ class Switches(NamedTuple):
         langevin: whether rows may be Langevin steps.
         scales_input: whether rows have an `in_scale`; otherwise it is 1.
         skips: whether rows may skip the network.
+        draws: whether rows may draw noise.
     """
 
     num_images: int = 1
@@ -41,6 +42,7 @@ class Switches(NamedTuple):
     langevin: bool = False
     scales_input: bool = False
     skips: bool = False
+    draws: bool = True
 
 
 class Rows(NamedTuple):
@@ -85,9 +87,12 @@ class Table:
         evaluates: [n] whether a row evaluates the network. In one that does not, x_0_hat and eps_hat are 0: it mixes
             images and noise. None is every row.
         index: [n] the number of each row, by which it draws noise; None is 0 .. n-1.
+        draws: whether rows may draw noise. Without, a program compiles faster; a table whose rows have no weight for
+            noise need not say so.
 
     Raises:
-        ValueError: arrays of shapes that do not go together, or numbers that are not finite.
+        ValueError: arrays of shapes that do not go together, numbers that are not finite, or noise in a table that
+            draws none.
 
     Example:
         >>> table = ddpm_jax.samplers.DDIM(num_steps=50).table(ScheduleConfig())
@@ -110,6 +115,7 @@ class Table:
     in_scale: np.ndarray | None = None
     evaluates: np.ndarray | None = None
     index: np.ndarray | None = None
+    draws: bool = True
 
     def __post_init__(self):
         shapes = self._shapes()
@@ -129,6 +135,8 @@ class Table:
         )
         known = ("fixed", *LEARNED)
         check(self.variance in known, f"`variance` must be one of {list(known)}, not {self.variance!r}.")
+        noise = self.variance != "fixed" or self.langevin is not None or np.any(np.asarray(self.mix)[..., -1])
+        check(self.draws or not noise, "`draws` is False, but rows have weights for noise, or a learned variance.")
         numbers = (self.x_0_coefs, self.eps_coefs, self.mix)
         if not all(np.all(np.isfinite(array)) for array in numbers):
             raise ValueError(
@@ -172,6 +180,7 @@ class Table:
             langevin=self.langevin is not None,
             scales_input=self.in_scale is not None,
             skips=self.evaluates is not None,
+            draws=self.draws,
         )
 
     def part(self, start: int = 0, stop: int | None = None) -> "Table":
@@ -278,20 +287,21 @@ class Table:
             langevin=cast(default(self.langevin, no_numbers)),
         )
 
-    def tree_flatten(self) -> tuple[list[Any], str]:
+    def tree_flatten(self) -> tuple[list[Any], tuple[Any, ...]]:
         """Return the numbers, and what is static beside the shapes; for JAX."""
-        return [getattr(self, name) for name in _NUMBERS], self.variance
+        return [getattr(self, name) for name in _NUMBERS], tuple(getattr(self, name) for name in _STATIC)
 
     @classmethod
-    def tree_unflatten(cls, variance: str, numbers: Sequence[Any]) -> "Table":
+    def tree_unflatten(cls, static: tuple[Any, ...], numbers: Sequence[Any]) -> "Table":
         """Return a table of anything in the place of its numbers, unchecked; for JAX."""
         table = object.__new__(cls)
-        for name, value in zip((*_NUMBERS, "variance"), (*numbers, variance), strict=True):
+        for name, value in zip((*_NUMBERS, *_STATIC), (*numbers, *static), strict=True):
             object.__setattr__(table, name, value)
         return table
 
 
-_NUMBERS = tuple(field.name for field in dataclasses.fields(Table) if field.name != "variance")
+_STATIC = ("variance", "draws")
+_NUMBERS = tuple(field.name for field in dataclasses.fields(Table) if field.name not in _STATIC)
 
 
 def _as_array(value: Any, dtype: Any) -> Array:
