@@ -108,9 +108,21 @@ def test_what_is_drawn_depends_on_seed_and_step():
     jax.tree.map(np.testing.assert_array_equal, one, same)
 
 
-def test_dropout_is_on():
-    one, other = (do(config(), 1, small_params(dropout=rate))[1][0].loss for rate in (0.0, 0.5))
-    assert one != other
+def test_dropout_is_that_of_the_public_loss_with_another_mask_in_each_step():
+    """With a learning rate of nearly nothing, the loss of a step is `loss` with the key that the step draws."""
+    params = small_params(dropout=0.5)
+    _, metrics = do(config(optimizer=dataclasses.replace(OPTIMIZER, learning_rate=1e-12)), 2, params)
+    of_a_step = jax.jit(
+        lambda x_0, key, dropout_key, t: losses.per_image(params, key, x_0, t=t, dropout_key=dropout_key)[0].mean()
+    )
+    masks = []
+    for number in range(2):
+        key, dropout_key, t_key = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 3)
+        t = losses.draw_timesteps(t_key, jnp.arange(8), 1000, antithetic=False)
+        x_0 = batch(number)[0].astype(np.float32) / 127.5 - 1
+        masks.append(jax.random.fold_in(dropout_key, 0))  # of part 0, the only one
+        np.testing.assert_allclose(metrics[number].loss, of_a_step(x_0, key, masks[number], t), rtol=1e-4)
+    assert abs(of_a_step(x_0, key, masks[0], t) - metrics[1].loss) > 1e-2 * metrics[1].loss  # the first step's mask
 
 
 def test_remat_changes_nothing():
@@ -126,7 +138,52 @@ def test_bfloat16_keeps_float32_state():
     np.testing.assert_allclose(metrics[0].loss, expected[0].loss, rtol=0.03)  # eight bits of mantissa
 
 
-def test_fixed_weights_stay(monkeypatch):
+class TestOptimizer:
+    """Three updates of one weight by hand, with every number another than the default."""
+
+    SETTINGS = OptimizerConfig(
+        **{"optimizer": "adamw", "learning_rate": 0.1, "lr_schedule": "linear", "warmup_steps": 2, "clip_norm": 0.5},
+        **{"adam_b1": 0.8, "adam_b2": 0.95, "adam_eps": 0.01, "weight_decay": 0.3},
+    )
+
+    def test_by_hand(self):
+        """AdamW (Loshchilov & Hutter 2019, algorithm 2) of the gradient that has been clipped."""
+        params = small_params()
+        adam = optimizer(Plan(params.config, config(optimizer=self.SETTINGS)))
+        weights, state, update = params.weights, adam.init(params.weights), jax.jit(adam.update)
+        size = sum(leaf.size for leaf in jax.tree.leaves(weights))
+        w, m, v = np.asarray(weights["conv_in"]["bias"][0], np.float64), 0.0, 0.0
+        for step, g in enumerate([3.0, -2.0, 1e-3]):
+            updates, state = update(jax.tree.map(lambda leaf, g=g: np.full_like(leaf, g), weights), state, weights)
+            weights = optax.apply_updates(weights, updates)
+            g *= min(1, 0.5 / (abs(g) * size**0.5))
+            m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
+            bias_1, bias_2 = 1 - 0.8 ** (step + 1), 1 - 0.95 ** (step + 1)
+            rate = [0.0, 0.05, 0.1][step]  # of the warm-up
+            w -= rate * (m / bias_1 / (np.sqrt(v / bias_2) + 0.01) + 0.3 * w)
+            np.testing.assert_allclose(weights["conv_in"]["bias"][0], w, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        "shape, rates",
+        [
+            ("constant", [0.1, 0.1, 0.1, 0.1]),
+            ("linear", [0.1, 0.075, 0.05, 0.0]),
+            ("cosine", [0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.0]),  # (1 + cos(pi share)) / 2
+        ],
+    )
+    def test_shapes_of_the_learning_rate(self, shape, rates):
+        """After a warm-up of 2 steps, at 0, 1/4, 1/2 and all of the 8 that are left; the metrics report it."""
+        schedule = learning_rate(dataclasses.replace(self.SETTINGS, lr_schedule=shape), 10)
+        np.testing.assert_allclose([schedule(step) for step in (0, 1)], [0, 0.05], rtol=1e-6)
+        np.testing.assert_allclose([schedule(step) for step in (2, 4, 6, 10)], rates, rtol=1e-6, atol=1e-9)
+
+    def test_the_rate_that_is_reported_is_that_of_the_update(self):
+        settings = config(optimizer=dataclasses.replace(OPTIMIZER, warmup_steps=4, lr_schedule="cosine"))
+        _, metrics = do(settings, 3)
+        np.testing.assert_allclose([entry.learning_rate for entry in metrics], [0, 2.5e-4, 5e-4], rtol=1e-5)
+
+
+def test_fixed_weights_stay():
     """Weight decay would move Fourier frequencies, whose gradient is zero."""
     params = small_params(time_embedding_type="fourier")
     plan = Plan(params.config, config(optimizer=OptimizerConfig(optimizer="adamw", weight_decay=0.1, warmup_steps=0)))
@@ -139,18 +196,23 @@ def test_fixed_weights_stay(monkeypatch):
 class TestAverages:
     def test_ema(self):
         """By hand: the first update copies, then the stated decays."""
-        settings = config(ema=EmaConfig(ema_decay=0.9, ema_power=0.75))
+        settings = config(ema=EmaConfig(ema_decay=0.4, ema_power=0.5, ema_inv_gamma=2.0, power_ema=(0.05, 0.2)))
         averages, weights = [], []
-        for steps in (1, 2, 3):
+        for steps in (1, 2, 3, 4):
             state, _ = do(settings, steps)
-            averages.append(np.asarray(state.ema["conv_in"]["kernel"]))
+            averages.append([np.asarray(tree["conv_in"]["kernel"]) for tree in (state.ema, *state.power_emas)])
             weights.append(np.asarray(state.weights["conv_in"]["kernel"]))
-        expected = weights[0]
-        for step in (1, 2):
-            decay = min(0.9, 1 - (1 + step) ** -0.75)
-            expected = decay * expected + (1 - decay) * weights[step]
-            np.testing.assert_allclose(averages[step], expected, rtol=1e-5, atol=1e-8)
-        np.testing.assert_array_equal(averages[0], weights[0])
+        expected = [weights[0]] * 3
+        for step in (1, 2, 3):
+            # the plain average's warm-up, which 0.4 cuts off in the last step; (1 - 1 / t)^(gamma + 1) at t = step + 1,
+            # with the gammas whose averages have these lengths by Karras et al. 2024, eq. 3
+            decays = [min(0.4, 1 - (1 + step / 2) ** -0.5)]
+            decays += [(1 - 1 / (step + 1)) ** (gamma + 1) for gamma in (16.9722, 1.8262)]
+            expected = [d * mean + (1 - d) * weights[step] for d, mean in zip(decays, expected, strict=True)]
+            for found, one in zip(averages[step], expected, strict=True):
+                np.testing.assert_allclose(found, one, rtol=1e-4, atol=1e-8)
+        for found in averages[0]:
+            np.testing.assert_array_equal(found, weights[0])
 
     def test_post_hoc_average_of_any_length(self):
         """From snapshots of two averages of a known curve, the average of a third length, against its definition."""
@@ -226,11 +288,30 @@ def test_importance_sampling_trains():
     assert int(state.history[1].sum()) == 16
 
 
-def test_classes_and_their_dropout_reach_the_loss():
-    params = small_params(num_class_embeds=4)
-    for objective in (Objective(), Objective(label_dropout=0.5)):
-        state, metrics = do(config(objective=objective), 2, params)
-        assert np.isfinite(metrics[-1].loss)
+@pytest.mark.parametrize("label_dropout", [0.0, 0.5])
+def test_classes_and_their_dropout_reach_the_loss(label_dropout):
+    """The loss of the first step is the public one with these classes, some of them replaced by the last."""
+    params, objective = small_params(num_class_embeds=4), Objective(label_dropout=label_dropout)
+    _, (metrics,) = do(config(objective=objective), 1, params)
+    key, _, t_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)
+    t = losses.draw_timesteps(t_key, jnp.arange(8), 1000, antithetic=False)
+    images, labels = batch(0, classes=4)
+    of = lambda labels: losses.per_image(
+        params, key, images.astype(np.float32) / 127.5 - 1, labels, t=t, objective=objective
+    )[0].mean()
+    np.testing.assert_allclose(metrics.loss, of(labels), rtol=1e-4)
+    assert len(set(labels)) > 1 and abs(of(np.zeros(8, int)) - metrics.loss) > 1e-3 * metrics.loss
+
+
+def test_the_input_state_is_donated():
+    """Its memory is the output's: a step that kept both would need twice the weights, moments and averages."""
+    params, mesh = small_params(), sharding.data_mesh()
+    plan = Plan(params.config, config())
+    state = create(plan, params.weights, mesh)
+    after, _ = compiled(plan, state, mesh)(state, *sharding.place(batch(0), mesh, split=True))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params.weights))  # which the caller still has
 
 
 class TestPaper:
@@ -272,23 +353,10 @@ class TestPaper:
 
     def test_initial_loss(self):
         """conv_out begins at nearly zero, so that the first loss is the mean square of eps."""
-        params = ddpm_jax.init(jax.random.key(0), network(self.preset, 32, 3))
+        model = dataclasses.replace(self.preset.model, channels=32, channel_multipliers=(1,), attention_resolutions=())
+        params = ddpm_jax.init(jax.random.key(0), network(dataclasses.replace(self.preset, model=model), 32, 3))
         value = ddpm_jax.loss(params, jax.random.key(1), jnp.zeros((4, 32, 32, 3)))
         assert abs(value - 1) < 0.04  # 12,288 squares of deviation sqrt(2): 0.0128
-
-
-def test_rule_of_sharding():
-    """By the largest axis that divides; small arrays lie everywhere."""
-    devices = np.array(jax.devices() * 2)[:2] if jax.device_count() > 1 else np.array(jax.devices())
-    mesh = sharding.data_mesh(list(devices))
-    tree = {"kernel": jnp.zeros((3, 3, 32, 64)), "bias": jnp.zeros(64)}
-    specs = {name: entry.spec for name, entry in sharding.weight_shardings(tree, mesh, split=True).items()}
-    assert specs == {
-        "kernel": jax.sharding.PartitionSpec(None, None, None, "data"),
-        "bias": jax.sharding.PartitionSpec(),
-    }
-    whole = sharding.weight_shardings(tree, mesh, split=False)
-    assert all(entry.spec == jax.sharding.PartitionSpec() for entry in whole.values())
 
 
 class TestConfig:
