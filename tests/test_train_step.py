@@ -1,4 +1,4 @@
-"""One step of training: optimiser, averages, accumulation, sharding rule, importance sampling."""
+"""One step of training: loss, optimiser, averages, accumulation, importance sampling; and settings that are refused."""
 
 import dataclasses
 from pathlib import Path
@@ -41,7 +41,7 @@ def batch(number, count=8, classes=None):
 
 
 def do(config, steps, params=None, mesh=None):
-    """Train for some steps; the state and the metrics of each."""
+    """Train for some steps. Return the state, and the metrics of each step."""
     params = small_params() if params is None else params
     mesh = sharding.data_mesh() if mesh is None else mesh
     plan = Plan(params.config, config)
@@ -57,13 +57,13 @@ def do(config, steps, params=None, mesh=None):
 
 
 def typical_gap(one, other):
-    """The difference that 99 % of the weights stay below; Adam turns the rounding of a gradient of zero into a step."""
+    """Return the 99 % quantile of the differences. Adam makes a full step of a zero gradient's rounding."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return np.quantile(np.concatenate([np.abs(np.asarray(a - b)).ravel() for a, b in pairs]), 0.99)
 
 
 def test_is_optax_on_the_public_loss():
-    """The same numbers as the loop that a user would write with `losses.per_image` and optax."""
+    """A step is the loop that a user would write with `losses.per_image` and optax."""
     params, settings = small_params(), config()
     state, metrics = do(settings, 3)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
@@ -109,7 +109,7 @@ def test_what_is_drawn_depends_on_seed_and_step():
 
 
 def test_dropout_is_that_of_the_public_loss_with_another_mask_in_each_step():
-    """With a learning rate of nearly nothing, the loss of a step is `loss` with the key that the step draws."""
+    """At a tiny learning rate, the loss of each step is the public loss with the dropout key of that step."""
     params = small_params(dropout=0.5)
     _, metrics = do(config(optimizer=dataclasses.replace(OPTIMIZER, learning_rate=1e-12)), 2, params)
     of_a_step = jax.jit(
@@ -139,7 +139,7 @@ def test_bfloat16_keeps_float32_state():
 
 
 class TestOptimizer:
-    """Three updates of one weight by hand, with every number another than the default."""
+    """Three updates of one weight by hand, with no setting at its default."""
 
     SETTINGS = OptimizerConfig(
         **{"optimizer": "adamw", "learning_rate": 0.1, "lr_schedule": "linear", "warmup_steps": 2, "clip_norm": 0.5},
@@ -147,7 +147,7 @@ class TestOptimizer:
     )
 
     def test_by_hand(self):
-        """AdamW (Loshchilov & Hutter 2019, algorithm 2) of the gradient that has been clipped."""
+        """The updates are AdamW's (Loshchilov & Hutter 2019, algorithm 2) for the clipped gradient."""
         params = small_params()
         adam = optimizer(Plan(params.config, config(optimizer=self.SETTINGS)))
         weights, state, update = params.weights, adam.init(params.weights), jax.jit(adam.update)
@@ -172,7 +172,7 @@ class TestOptimizer:
         ],
     )
     def test_shapes_of_the_learning_rate(self, shape, rates):
-        """After a warm-up of 2 steps, at 0, 1/4, 1/2 and all of the 8 that are left; the metrics report it."""
+        """After a warm-up of 2 steps: at 0, 1/4, 1/2 and all of the 8 steps that are left."""
         schedule = learning_rate(dataclasses.replace(self.SETTINGS, lr_schedule=shape), 10)
         np.testing.assert_allclose([schedule(step) for step in (0, 1)], [0, 0.05], rtol=1e-6)
         np.testing.assert_allclose([schedule(step) for step in (2, 4, 6, 10)], rates, rtol=1e-6, atol=1e-9)
@@ -195,7 +195,7 @@ def test_fixed_weights_stay():
 
 class TestAverages:
     def test_ema(self):
-        """By hand: the first update copies, then the stated decays."""
+        """The first update copies the weights; later ones have the decays of the formulas."""
         settings = config(ema=EmaConfig(ema_decay=0.4, ema_power=0.5, ema_inv_gamma=2.0, power_ema=(0.05, 0.2)))
         averages, weights = [], []
         for steps in (1, 2, 3, 4):
@@ -215,7 +215,7 @@ class TestAverages:
             np.testing.assert_array_equal(found, weights[0])
 
     def test_post_hoc_average_of_any_length(self):
-        """From snapshots of two averages of a known curve, the average of a third length, against its definition."""
+        """An average solved from snapshots of two others is that of its definition, for a known curve."""
         lengths, wanted, stop = (0.05, 0.10), 0.15, 2000
         curve = lambda step: np.sin(np.asarray(step) / 300) + np.asarray(step) / 1000
         gammas = [ema.gamma_from_length(length) for length in lengths]
@@ -237,7 +237,7 @@ class TestAverages:
         assert min(abs(value - direct) for value in averages) > 0.02 * abs(direct)
 
     def test_length_is_a_standard_deviation(self):
-        """Of tau^gamma on [0, 1]."""
+        """The length is the standard deviation of the weighting tau^gamma on [0, 1]."""
         for length in (0.03, 0.1, 0.2):
             gamma = ema.gamma_from_length(length)
             tau = (np.arange(2_000_000) + 0.5) / 2_000_000
@@ -253,7 +253,7 @@ class TestAverages:
 
 
 def test_importance_sampling_is_unbiased_and_prefers_large_losses():
-    """Once every timestep has its losses, a draw is weighted by 1 / (T p)."""
+    """Once every timestep has ten losses, a draw of probability p has the weight 1 / (T p)."""
     from ddpm_jax.training.step import draw_weighted_timesteps, remembered
 
     total, generator = 8, np.random.default_rng(0)
@@ -290,7 +290,7 @@ def test_importance_sampling_trains():
 
 @pytest.mark.parametrize("label_dropout", [0.0, 0.5])
 def test_classes_and_their_dropout_reach_the_loss(label_dropout):
-    """The loss of the first step is the public one with these classes, some of them replaced by the last."""
+    """The loss of the first step is the public loss with these classes and this label dropout."""
     params, objective = small_params(num_class_embeds=4), Objective(label_dropout=label_dropout)
     _, (metrics,) = do(config(objective=objective), 1, params)
     key, _, t_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)
@@ -304,7 +304,7 @@ def test_classes_and_their_dropout_reach_the_loss(label_dropout):
 
 
 def test_the_input_state_is_donated():
-    """Its memory is the output's: a step that kept both would need twice the weights, moments and averages."""
+    """Otherwise a step would hold weights, moments and averages twice."""
     params, mesh = small_params(), sharding.data_mesh()
     plan = Plan(params.config, config())
     state = create(plan, params.weights, mesh)
@@ -333,7 +333,7 @@ class TestPaper:
         )
 
     def test_average(self):
-        """It begins at the weights of the first step, and keeps 0.9999 of itself from then on."""
+        """The first update copies the weights; all later ones have decay 0.9999."""
         settings = self.preset.ema
         decays = [
             ema.decay_at(step, settings.ema_decay, settings.ema_inv_gamma, settings.ema_power) for step in (0, 1, 9)
@@ -352,7 +352,7 @@ class TestPaper:
         assert (built.schedule.beta_start, built.schedule.beta_end) == (0.0001, 0.02)
 
     def test_initial_loss(self):
-        """conv_out begins at nearly zero, so that the first loss is the mean square of eps."""
+        """conv_out is initialised to nearly zero, so the first loss is the mean square of eps."""
         model = dataclasses.replace(self.preset.model, channels=32, channel_multipliers=(1,), attention_resolutions=())
         params = ddpm_jax.init(jax.random.key(0), network(dataclasses.replace(self.preset, model=model), 32, 3))
         value = ddpm_jax.loss(params, jax.random.key(1), jnp.zeros((4, 32, 32, 3)))
@@ -462,14 +462,14 @@ class TestConfig:
         ],
     )
     def test_values_that_would_do_nothing(self, group, values, others, belongs, untyped):
-        """Refused by name; with what they belong to, and at their defaults, they pass."""
+        """They are refused by name, and pass at their defaults."""
         for name, value in values.items():
             with pytest.raises(ValueError, match=f"`{name}` belongs to {belongs}.*would do nothing: leave it out"):
                 group(**{name: value} | others)
             group(**{name: getattr(group(), name)} | others)
 
     def test_a_new_run(self):
-        """What only its beginning refuses: a run that was begun so by an older version goes on."""
+        """Some settings are refused only in a new run: runs that older versions began with them are continued."""
         for settings, message in (
             (config(optimizer=OptimizerConfig(warmup_steps=10)), "`warmup_steps` 10 is not below `steps` 10"),
             (config(loop=LoopConfig(seed=2**32, steps=10)), "`seed` must be an integer from 0 to 4294967295"),
@@ -481,7 +481,7 @@ class TestConfig:
         check_new_run(config(optimizer=OptimizerConfig(warmup_steps=9)))
 
     def test_the_record_of_an_older_version(self):
-        """It may hold what does nothing, and lack what is new; what is newer than this version is named."""
+        """It may hold settings without effect and lack new ones. Settings that this version does not know are named."""
         here = config(model=ModelConfig(init="m"))
         there = here.to_dict()
         there["model"] |= {"channels": 32, "channel_multipliers": [1, 2], "beta_schedule": "squaredcos_cap_v2"}
@@ -494,7 +494,7 @@ class TestConfig:
         assert differences(config().to_dict(), here) == ["init None there, 'm' here"]
 
     def test_what_is_not_given_is_recorded_with_its_value(self):
-        """So that a resumed run may write it out, and a later version may have other values."""
+        """A resumed run may then write the value out, and later versions may change it."""
         plain, written = config(), config(model=ModelConfig(channels=128, prediction_type="epsilon"))
         assert plain.resolved().to_dict()["model"] == written.resolved().to_dict()["model"]
         assert plain.resolved().to_dict()["model"]["channel_multipliers"] == (1, 2, 2, 2)
@@ -508,7 +508,7 @@ class TestConfig:
         assert brought.model == ModelConfig(init="m")
 
     def test_settings_of_version_0_1_that_did_nothing_are_dropped(self):
-        """It took them without a word; its records hold them."""
+        """It accepted them silently, so its records hold them."""
         there = config(ema=EmaConfig(ema_power=0.0)).to_dict()
         there["ema"]["ema_inv_gamma"], there["model"] = 9.0, {"init": "m", "channels": 7, "prediction_type": "sample"}
         there["objective"]["min_snr_gamma"] = 4.0

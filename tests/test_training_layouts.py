@@ -1,4 +1,4 @@
-"""One device, eight devices, weights split over them, two processes of four: the same training, to rounding."""
+"""Training on one device, on eight, with split weights, and in two processes of four is the same up to rounding."""
 
 import os
 import signal
@@ -97,7 +97,7 @@ def test_two_processes_of_four(folder, one):
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(folder):
-    """SIGTERM to one of them: both save the same step."""
+    """SIGTERM to one of them makes both save the same step."""
     samples = ("--sample-every", 0, "--sample-evals", 20, "--num-samples", 64)  # none: the numbers are the defaults
     words = ("--steps", 40, *samples, "--validate-every", 40, "--resume")
     processes = launch_two(folder, "stopped", *words)

@@ -1,4 +1,4 @@
-"""Runs on disk: stopped in every way, gone on with exactly, refused where they do not fit."""
+"""Runs on disk: interrupted in every way, resumed exactly, refused where settings or data do not fit."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A folder with forty images and the description of a network."""
+    """A folder with forty images and the config of a network."""
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "network.json").write_text(json.dumps(small_params().config.unet.to_dict()))
     np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8))
@@ -56,13 +56,13 @@ def settings(inputs):
 
 @pytest.fixture(scope="module")
 def whole(settings, inputs):
-    """The folder of that run, done in one go. To be read."""
+    """The folder of that run, done without interruption. Tests only read it."""
     train(settings, inputs / "whole")
     return inputs / "whole"
 
 
 def command(settings, out, *words):
-    """The same settings as a command line."""
+    """Return a command line with the same settings."""
     flags = []
     defaults = PRESETS["small-32"].to_dict()
     for group, items in settings.resolved().to_dict().items():
@@ -85,7 +85,7 @@ def subprocess_of(argv, patch="", cwd=None):
 
 
 def state_of(out, step=STEPS):
-    """Every array of a checkpoint, whatever devices wrote it."""
+    """Return every array of a checkpoint as numpy, whatever devices wrote it."""
     folder = out / "checkpoints" / str(step) / "default"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         like = jax.tree.map(
@@ -102,7 +102,7 @@ def lines_of(out):
 
 @pytest.mark.slow
 def test_stopped_and_gone_on_with_is_bit_for_bit_the_same(settings, whole, tmp_path):
-    """kill -9 at step 7, SIGTERM at step 10, and on to the end: weights, optimiser, averages, metrics, snapshots."""
+    """After kill -9 at step 7 and SIGTERM at step 10: weights, optimiser, averages, metrics and snapshots are equal."""
     kill = """
 import os, signal, time
 from ddpm_jax.training import logs
@@ -148,7 +148,7 @@ def test_a_run_opens_as_a_model(whole):
 
 
 def test_a_damaged_checkpoint_is_passed_over(settings, whole, tmp_path, caplog):
-    """Its arrays cut off half-way: the one before is gone on with, to the same end."""
+    """With its arrays truncated, the run continues from the checkpoint before, and ends with the same weights."""
     shutil.copytree(whole, tmp_path / "run")
     for path in (tmp_path / "run/checkpoints/12").rglob("d/*"):  # of each array there may be a second copy
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_passed_over(settings, whole, tmp_path, caplog):
 
 
 def test_damaged_twice(whole, tmp_path):
-    """Each is put aside under a free name, and the two newest stay."""
+    """Each is renamed to a free name, and the two newest are kept."""
     for name in ("1", "2", "damaged-2", "damaged-2-1"):
         (tmp_path / "run" / name).mkdir(parents=True)
     shutil.copytree(whole / "checkpoints/8", tmp_path / "run/8")
@@ -170,7 +170,7 @@ def test_damaged_twice(whole, tmp_path):
 
 
 def test_a_run_in_a_folder_with_an_odd_name(settings, whole, tmp_path):
-    """From its first step to its average; what a kill left half written goes, and not before it is this job's."""
+    """From the first step to the post-hoc average. Half-written leftovers are removed by the job that holds it."""
     out = tmp_path / "flowers [v2]/a*b?"
     train(dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=8)), out)
     left = [out / "checkpoints/9.orbax-checkpoint-tmp", out / "snapshots/9.orbax-checkpoint-tmp-17"]
@@ -188,7 +188,7 @@ def test_a_run_in_a_folder_with_an_odd_name(settings, whole, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(settings, tmp_path, monkeypatch):
-    """At the first, whatever the cause: here orbax does not find its own files, and says nothing."""
+    """The first checkpoint is read back. Here orbax silently does not find its own files."""
     monkeypatch.setattr(epath.backend._OsPathBackend, "glob", lambda self, path: [])
     plain = dataclasses.replace(settings, ema=EmaConfig())
     message = "could not be written .known at step 4.: What has been written cannot be read back.* step 0. Make room"
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(settings, tmp_path, 
 
 
 def test_a_finished_run_is_left_as_it_is(settings, whole, tmp_path, caplog, capsys):
-    """With the same steps it says so; fewer are refused; its record stays, to the byte."""
+    """The same steps give a warning, fewer an error. No byte of the folder changes."""
     shutil.copytree(whole, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     params = train(settings, tmp_path / "run", resume=True)
@@ -217,7 +217,7 @@ def test_a_finished_run_is_left_as_it_is(settings, whole, tmp_path, caplog, caps
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_exits_with_the_shells_code(settings, tmp_path, monkeypatch, number):
-    """Saved at the step that it had come to; what stands after `train` is not done."""
+    """The current step is saved, and SystemExit ends the script unless it is caught."""
     add = logs.Log.add
 
     def told(self, step, metrics):
@@ -265,7 +265,7 @@ def test_checkpoints_that_stay(settings, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path):
-    """With the step, the losses before and the last good checkpoint, from which it can go on."""
+    """The error names the step, the losses before and the last good checkpoint, whose weights are finite."""
     wild = dataclasses.replace(
         settings,
         optimizer=OptimizerConfig(warmup_steps=9, learning_rate=1e38, clip_norm=0.0),
@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("log_every", [100, 2])
 def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(settings, tmp_path, log_every):
-    """A limit on the size of files, set after the first checkpoint, stands for it."""
+    """The disk is simulated by a limit on the size of files, set after the first checkpoint."""
     limit = """
 import os, resource, signal, time
 from ddpm_jax.training import logs
@@ -313,7 +313,7 @@ logs.Log.add = filling
 
 
 def test_watching(settings, tmp_path):
-    """Lines of metrics, validation, samples, TensorBoard: the numbers are those of the averaged weights."""
+    """Metrics, validation loss, samples and TensorBoard: losses and samples are those of the averaged weights."""
     watched = {"sample_every": 6, "num_samples": 4, "sample_evals": 2, "validate_every": 6, "tensorboard": True}
     watched = dataclasses.replace(settings.loop, seed=3, **watched)
     held_out = dataclasses.replace(settings.data, held_out=settings.data.data)
@@ -341,7 +341,7 @@ def test_watching(settings, tmp_path):
 
 
 def test_lines_are_means_over_their_steps(tmp_path):
-    """Of two steps: the loss, its four quarters by sums and counts, the norm; and the last learning rate."""
+    """A line has the means of loss, quarters and norm over two steps, and the last learning rate."""
     told = [
         Metrics(*np.float32([1.0, 3.0, 0.1]), np.float32([2, 0, 6, 0]), np.float32([2, 0, 3, 0])),
         Metrics(*np.float32([2.0, 5.0, 0.2]), np.float32([4, 0, 1, 8]), np.float32([1, 0, 1, 4])),
@@ -363,7 +363,7 @@ def test_lines_are_means_over_their_steps(tmp_path):
 
 
 def test_classes_from_training_to_samples(tmp_path):
-    """Dark and bright pictures: with labels that are dropped now and then, guided samples of a class are like it."""
+    """Trained on dark and bright pictures with label dropout, the guided samples of a class look like the class."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 56, (40, 8, 8, 1), np.uint8)
     labels = np.arange(40) % 2
@@ -416,7 +416,7 @@ def test_classes_from_training_to_samples(tmp_path):
 
 
 def test_a_network_with_classes_is_tuned_on_as_many(settings, tmp_path):
-    """With one row more where labels are dropped, or where its last row stood for none before."""
+    """It may have one row more, for no class. With label dropout it must."""
     np.savez(tmp_path / "images.npz", images=np.zeros((4, 8, 8, 1), np.uint8), labels=np.arange(4) % 2)
     data = DataConfig(data=str(tmp_path / "images.npz"), class_conditional=True)
     source = open_source(data.data, class_conditional=True)
@@ -465,7 +465,7 @@ def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
 
 
 def test_more_steps(settings, whole, tmp_path):
-    """A run may go on for longer than was said; its learning rate is constant."""
+    """At a constant learning rate, a run can be continued for more steps than it was begun with."""
     short = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=5))
     train(short, tmp_path / "run")
     train(settings, tmp_path / "run", resume=True)
@@ -516,7 +516,7 @@ def test_a_network_that_does_not_fit_the_data(settings, tmp_path, changes, messa
 
 
 def test_a_run_without_a_checkpoint_is_begun_anew(settings, tmp_path):
-    """Stopped at its start, it is in nobody's way: not even with other settings."""
+    """A run that died before its first checkpoint can be begun again, even with other settings."""
     short = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=3))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.train.json.partial").write_text("{")
@@ -538,7 +538,7 @@ def test_the_same_data_may_lie_elsewhere(settings, whole, tmp_path):
 
 
 def test_the_card_is_that_of_the_weights(whole, tmp_path):
-    """Lines that came after the last checkpoint are not its numbers."""
+    """Log lines after the last checkpoint are not in the card."""
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/12")
     text = card(tmp_path / "run")
@@ -558,7 +558,7 @@ def test_the_card_is_that_of_the_weights(whole, tmp_path):
 
 
 def test_averages_of_any_length_and_publishing(whole, tmp_path):
-    """`ema` and `export` on the command line; the kept averages are by their formula, and are found again."""
+    """`ema` finds a kept average again, and `export` writes the run with its card."""
     cli.main(["ema", str(whole), str(tmp_path / "average"), "--length", "0.1"])
     kept = state_of(whole)["power_emas"]
     found = ddpm_jax.load(tmp_path / "average").weights
