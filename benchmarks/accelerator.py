@@ -1,4 +1,4 @@
-"""Ancestral sampling on a GPU or TPU, us and PyTorch, in processes that take turns.
+"""Time ancestral sampling on a GPU or TPU, ours and PyTorch's, in processes that take turns.
 
     python benchmarks/accelerator.py                                  # both networks in bfloat16, three rounds
     python benchmarks/accelerator.py --nets cifar10 --peers ours      # on a TPU, or without diffusers
@@ -81,7 +81,7 @@ def report(net: str, rounds: list[dict[str, dict]], flops: float, peak: float, o
 
 
 def launch(net: str, peer: str, folder: str) -> dict:
-    """Run one worker in a process of its own."""
+    """Run one worker in its own process."""
     command = [sys.executable, *sys.argv, "--worker", net, peer, folder]
     # only a CPU's compiler counts the FLOPs of a network that was lowered and not compiled
     environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if peer == "flops" else {})
@@ -92,7 +92,7 @@ def launch(net: str, peer: str, folder: str) -> dict:
 
 
 def measure_peak(net: str, peer: str, folder: Path, options) -> dict:
-    """Time products of square matrices, each fed by the one before."""
+    """Time a chain of products of square matrices."""
     from importlib.metadata import version
 
     import jax
@@ -111,7 +111,7 @@ def measure_peak(net: str, peer: str, folder: Path, options) -> dict:
 
 
 def count_flops(net: str, peer: str, folder: Path, options) -> dict:
-    """Count what one step of the batch takes, by XLA's analysis of the unoptimised network."""
+    """Return the FLOPs of one step of the batch, by XLA's analysis of the unoptimised network."""
     import jax
     import jax.numpy as jnp
 
@@ -126,7 +126,7 @@ def count_flops(net: str, peer: str, folder: Path, options) -> dict:
 
 
 def ours(net: str, peer: str, folder: Path, options) -> dict:
-    """Time ddpm_jax: seconds a step."""
+    """Return ddpm_jax's seconds a step."""
     import contextlib
 
     import jax
@@ -147,7 +147,7 @@ def ours(net: str, peer: str, folder: Path, options) -> dict:
 
 
 def theirs(net: str, peer: str, folder: Path, options) -> dict:
-    """Time diffusers' network in the loop of its DDPMPipeline: seconds a step."""
+    """Return the seconds a step of diffusers' network in the loop of its DDPMPipeline."""
     import diffusers
     import torch
 

@@ -1,4 +1,4 @@
-"""When it pays to compile for longer: the constants of `ddpm_jax.models.cost`.
+"""Measure when longer compilation pays: the constants of `ddpm_jax.models.cost`.
 
     python benchmarks/compile_pays.py                       # five rounds of all jobs, the constants last
     python benchmarks/compile_pays.py --jobs demo-16-10 --rounds 2
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def launch(job: str, form: str) -> dict[str, float]:
-    """Do one job in a process of its own."""
+    """Do one job in its own process."""
     result = subprocess.run([sys.executable, __file__, "--worker", job, form], capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{job} {form} failed:\n{result.stderr[-2000:]}")
@@ -59,7 +59,7 @@ def launch(job: str, form: str) -> dict[str, float]:
 
 
 def constants(rounds: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Return the constants that a job gives, medians of the differences within a round."""
+    """Return the constants of a job: medians of the differences within a round."""
 
     def difference(what: str, more: str, less: str) -> float:
         return statistics.median(r[more][what] - r[less][what] for r in rounds)
@@ -82,7 +82,7 @@ def report(job: str, rounds: list[dict[str, dict[str, float]]]) -> None:
 
 
 def work(job: str, form: str) -> dict[str, float]:
-    """Compile and run, in this process."""
+    """Compile and run in this process."""
     import time
 
     import jax

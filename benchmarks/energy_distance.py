@@ -1,4 +1,4 @@
-"""How far sets of images are from one another: the energy distance of their pixels.
+"""Measure how far sets of images are from one another: the energy distance of their pixels.
 
     ddpm-jax sample run --fast --num-images 1000 --batch-size 100 --format npz --out samples
     python benchmarks/energy_distance.py samples/images.npz photos/train --to photos/test --resolution 32
@@ -21,7 +21,7 @@ MOST = 5000  # images of a set, evenly spread
 
 
 def main() -> None:
-    """Print the distance of every set to the one that is named last."""
+    """Print the distance of every set to the one of `--to`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="+", metavar="SET")
     parser.add_argument("--to", required=True, metavar="SET")
@@ -58,7 +58,8 @@ def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def energy_distance(within_x: np.ndarray, within_y: np.ndarray, between: np.ndarray) -> dict:
     """Return the U-statistic and its 95 % bootstrap interval.
 
-    In a bootstrap sample a pair of different images meets (n - 1)^2 / n^2 n^2 times on average: hence its divisor.
+    A bootstrap sample draws image i w_i times, with (w_1 .. w_n) multinomial. For i != j, E[w_i w_j] = (n - 1) / n. The
+    n (n - 1) such pairs thus have weight (n - 1)^2 in all on average, by which the sum within a set is divided.
     """
     n, m = between.shape
     generator = np.random.default_rng(0)

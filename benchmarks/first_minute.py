@@ -1,4 +1,4 @@
-"""The first minute of a new user: from the command to the pictures, beside diffusers, in processes that take turns.
+"""Time a new user's first command, from its start to its pictures, ours and diffusers', in processes that take turns.
 
     python benchmarks/first_minute.py                  # five rounds of everything
     python benchmarks/first_minute.py --rounds 2 --peers cold warm

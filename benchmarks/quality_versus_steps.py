@@ -1,4 +1,4 @@
-"""How near to the model's own distribution, and to the data, each sampler comes with few evaluations of the network.
+"""Measure how far samples of few network evaluations are from the model's own distribution, and from the data.
 
     python benchmarks/quality_versus_steps.py                            # digits-16, against scikit-learn's digits
     python benchmarks/quality_versus_steps.py --model google/ddpm-cifar10-32 --data train.npz --work cifar
@@ -66,7 +66,7 @@ CANDIDATES = {
 
 
 def main() -> None:
-    """Sample what is missing, measure what is new, and draw."""
+    """Draw missing samples, measure new ones, and plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="digits-16", help="checkpoint")
     parser.add_argument("--data", default="digits", help="'digits', or an .npz/.npy of uint8 images [n, h, w, c]")
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def with_evals(sampler: samplers.Sampler, evals: int, schedule) -> samplers.Sampler | None:
-    """Return the sampler with the most steps that cost no more than so many evaluations; None if it has none."""
+    """Return the sampler with the most steps within a number of network evaluations, or None if one step exceeds it."""
     for steps in range(evals, 0, -1):
         fitted = dataclasses.replace(sampler, num_steps=steps)
         if fitted.table(schedule).num_evals <= evals:
@@ -132,7 +132,7 @@ def with_evals(sampler: samplers.Sampler, evals: int, schedule) -> samplers.Samp
 
 
 def images_of(params, name: str, sampler: samplers.Sampler, seed: int, count: int, work: Path) -> np.ndarray:
-    """Return uint8 images of a sampler, drawing those that are not in the work folder yet."""
+    """Return uint8 images of a sampler, from the work folder or drawn into it."""
     parts = []
     for start in range(0, count, BATCH):
         path = work / f"{name.replace(' ', '_')}-{start:05d}.npy"
@@ -186,7 +186,7 @@ class Measure:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Draw distance over evaluations; named are the five nearest to ancestral sampling at 20, "fast", DDIM and DDPM.
+    """Plot distance over evaluations. Named are "fast", DDIM, DDPM, and the five nearest to ancestral sampling at 20.
 
     The axis is linear below what two sets of the same ancestral sampler differ by, logarithmic above.
     """

@@ -1,4 +1,4 @@
-"""A step of training, us and diffusers, in processes that take turns; and how fast the data comes.
+"""Time a training step of ours and of diffusers, in processes that take turns; and the data pipeline.
 
     python benchmarks/training.py                                # both networks, five rounds
     python benchmarks/training.py --dtype bfloat16 --compile     # on an accelerator
@@ -9,9 +9,9 @@ A step is: noise, forward, backward, clipping, AdamW, moving average, as in diff
 --use_ema. The same network, batch and precision; PyTorch in eager mode and with channels_last (with --compile also
 under torch.compile). Ratios are taken within a round; their median is printed. Needs the `parity` and `train` extras.
 
-A profile (CPU) sorts the time of the steps by what was done, as PyTorch's and JAX's own profilers tell it. Of XLA's
-convolutions, it tells the beginning only: their tiles run on the threads between the other events, and count as what is
-left of the time of all threads, waiting included.
+A profile (CPU) sorts the time of the steps by operation, with PyTorch's and JAX's own profilers. JAX's records only the
+start of a convolution, whose tiles run on the threads between other events. Convolutions are therefore what is left of
+the time of all threads, waiting included.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pathlib import Path
 NETS = ("small-32", "cifar10")  # those of the presets
 PEERS = ("ours", "eager", "channels_last")
 STEPS = 8
-CLASSES = {  # of a profile: the first whose words are in an event's name has it
+CLASSES = {  # of operations: an event belongs to the first whose words are in its name
     "convolutions": ("conv_general", "convolution"),
     "matrix products": ("ynn", "dot", "aten::mm", "addmm", "bmm"),
     "group norms and reductions": ("reduce", "group_norm", "aten::sum", "aten::mean"),
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def speed_line(rounds: list[dict], peer: str, options) -> str:
-    """Say how fast a peer was, and how we were beside it."""
+    """Return a peer's images/s and memory, and our speed relative to it, as text."""
     rate = options.batch_size / statistics.median(numbers[peer]["seconds"] for numbers in rounds)
     memory = statistics.median(numbers[peer]["peak_mb"] for numbers in rounds)
     line = f"{rate:9.2f} images/s   peak {memory:6.0f} MB"
@@ -88,13 +88,13 @@ def speed_line(rounds: list[dict], peer: str, options) -> str:
 
 
 def profile_line(rounds: list[dict], peer: str, options) -> str:
-    """Say where a peer's time went, ms a step."""
+    """Return a peer's ms a step by class of operation, as text."""
     medians = {name: statistics.median(numbers[peer][name] for numbers in rounds) for name in (*CLASSES, OTHER)}
     return f"{sum(medians.values()):.0f} ms: " + ", ".join(f"{name} {value:.0f}" for name, value in medians.items())
 
 
 def launch(net: str, peer: str) -> dict[str, float]:
-    """Run one peer in a process of its own."""
+    """Run one peer in its own process."""
     command = [sys.executable, *sys.argv, "--worker", net, peer]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
@@ -103,7 +103,7 @@ def launch(net: str, peer: str) -> dict[str, float]:
 
 
 def work(net: str, peer: str, options) -> dict[str, float]:
-    """Time a step, in this process, or profile it."""
+    """Time or profile a step in this process."""
     import resource
 
     import jax
@@ -148,7 +148,7 @@ def profile_ours(steps: Callable[[], float], options) -> dict[str, float]:
     threads = [line for plane in planes for line in plane.lines if line.name.startswith("tf_XLAEigen")]
     times = collections.Counter()
     for line in threads:
-        inner: list[list] = []  # the events that are open: end, name
+        inner: list[list] = []  # the events that have not ended: (end, name)
         for event in sorted(line.events, key=lambda event: (event.start_ns, -event.duration_ns)):
             if event.name.startswith("end:"):
                 continue
@@ -156,7 +156,7 @@ def profile_ours(steps: Callable[[], float], options) -> dict[str, float]:
                 inner.pop()
             times[event.name] += event.duration_ns / 1e6
             if inner:
-                times[inner[-1][1]] -= event.duration_ns / 1e6  # of the outer, its own time alone
+                times[inner[-1][1]] -= event.duration_ns / 1e6  # an outer event keeps its own time alone
             inner.append([event.start_ns + event.duration_ns, event.name])
     sums = {name: value / len(threads) / options.steps for name, value in classify(times).items()}
     sums["convolutions"] += 1e3 * seconds - sum(sums.values())
@@ -173,7 +173,7 @@ def profile_theirs(steps: Callable[[], float], options) -> dict[str, float]:
 
 
 def settings(net: str, options):
-    """Return the run and its network."""
+    """Return the plan of a preset's network, trained on 32-pixel images."""
     import dataclasses
 
     from ddpm_jax.training import PRESETS, DataConfig, LoopConfig, OptimizerConfig, TrainConfig
@@ -190,16 +190,16 @@ def settings(net: str, options):
 
 
 def ours(net: str, options) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return a step of ddpm_jax, and what waits for it."""
+    """Return a function that does a step of ddpm_jax, and one that waits for it."""
     import jax
     import numpy as np
 
     from ddpm_jax import init, sharding
     from ddpm_jax.training.step import compiled, create
 
-    run, mesh = settings(net, options), sharding.data_mesh()
-    state = create(run, init(jax.random.key(0), run.network).weights, mesh)
-    run_step = compiled(run, state, mesh)
+    plan, mesh = settings(net, options), sharding.data_mesh()
+    state = create(plan, init(jax.random.key(0), plan.network).weights, mesh)
+    run_step = compiled(plan, state, mesh)
     images = np.random.default_rng(0).integers(0, 256, (options.batch_size, 32, 32, 3), np.uint8)
     images = sharding.place(images, mesh, split=True)
 
@@ -211,7 +211,7 @@ def ours(net: str, options) -> tuple[Callable[[], None], Callable[[], None]]:
 
 
 def theirs(net: str, peer: str, options) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return a step of diffusers, and what waits for it."""
+    """Return a function that does a step of diffusers, and one that waits for it."""
     import diffusers
     import torch
     from diffusers.training_utils import EMAModel

@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes that take turns, and ratios within a round."""
+"""Shared by the benchmarks: timing processes that take turns, and ratios within a round."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def describe_machine() -> str:
-    """Name the machine and the versions of what is compared."""
+    """Return the machine, its cores, and the versions of the packages that are compared."""
     versions = []
     for name in ("ddpm-jax", "jax", "torch", "diffusers", "onnxruntime", "openvino"):
         try:
@@ -21,10 +21,10 @@ def describe_machine() -> str:
 
 
 def timed_process(command: Sequence[str], environment: Mapping[str, str]) -> float:
-    """Return the seconds of a process, from its start to its end.
+    """Return the seconds from the start of a process to its end.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the process failed.
     """
     start = time.perf_counter()
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -35,7 +35,7 @@ def timed_process(command: Sequence[str], environment: Mapping[str, str]) -> flo
 
 
 def ratio_line(peer: str, others: Sequence[str], rounds: Sequence[Mapping[str, float]]) -> str:
-    """Return a peer's median seconds, and its ratios to others within each round: median (least .. greatest)."""
+    """Return a peer's median seconds, and its ratios to others within a round as median (least .. greatest)."""
     line = f"{peer:14s} {statistics.median(times[peer] for times in rounds):7.2f} s"
     for other in others:
         if other in rounds[0]:

@@ -1,4 +1,4 @@
-"""Us and our peers on the same jobs, in processes that take turns.
+"""Time the same jobs with ddpm_jax and with its peers, in processes that take turns.
 
     python benchmarks/versus_diffusers.py                    # all jobs, five rounds
     python benchmarks/versus_diffusers.py --jobs forward-cifar10-b1 ddim-cifar10-b4 --rounds 3
@@ -116,7 +116,7 @@ ddpm_jax.save(ddpm_jax.init(jax.random.key(0), config, scheme="torch"), folder /
 
 
 def launch(job: str, peer: str, folder: str) -> dict[str, float]:
-    """Run one job of one peer in a process of its own."""
+    """Run one job of one peer in its own process."""
     start = time.perf_counter()
     command = [sys.executable, __file__, "--worker", job, peer, folder]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -130,7 +130,7 @@ def launch(job: str, peer: str, folder: str) -> dict[str, float]:
 
 
 def report(job: str, names: Sequence[str], rounds: list[dict[str, dict[str, float]]]) -> None:
-    """Print medians over the rounds, and ours over theirs within each round."""
+    """Print medians over the rounds, and the ratio of ours to theirs within each round."""
     for peer in names:
         seconds = statistics.median(numbers[peer]["seconds"] for numbers in rounds)
         memory = statistics.median(numbers[peer]["peak_mb"] for numbers in rounds)
@@ -143,7 +143,7 @@ def report(job: str, names: Sequence[str], rounds: list[dict[str, dict[str, floa
 
 
 def work(job: str, peer: str, folder: str) -> dict[str, float]:
-    """Do a job, in this process."""
+    """Do a job in this process."""
     kind, net, batch = job.rsplit("-", 2)
     measure = ours if peer.startswith("ours") else theirs
     seconds = measure(kind, Path(folder) / net, int(batch[1:]), REPEATS[net], Path(folder), peer)
@@ -151,7 +151,7 @@ def work(job: str, peer: str, folder: str) -> dict[str, float]:
 
 
 def timed(function, repeats: int) -> float:
-    """Median seconds of a function, after one call to warm up."""
+    """Return the median seconds of a function, after one call to warm up."""
     function()
     seconds = []
     for _ in range(repeats):

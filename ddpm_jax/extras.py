@@ -1,22 +1,22 @@
-"""Packages that only some commands need, asked for before any work."""
+"""Check that optional packages are installed before the work that needs them begins."""
 
 import importlib.util
 
 
 class MissingExtra(ModuleNotFoundError):
-    """A package of an extra is not installed."""
+    """A package of an optional extra is not installed."""
 
 
 def need(module: str, extra: str, what: str) -> None:
-    """Refuse to begin something without a package that it is going to import.
+    """Raise if a package is not installed.
 
     Args:
-        module: its name at the import.
-        extra: of ddpm-jax, which brings it.
-        what: is to be begun.
+        module: name by which it is imported.
+        extra: the extra of ddpm-jax that installs it.
+        what: what needs it, for the message.
 
     Raises:
-        MissingExtra: with the command that installs it.
+        MissingExtra: the package is missing; the message has the command that installs it.
 
     Example:
         >>> need("a_module_of_nobody", "train", "Training")

@@ -1,6 +1,6 @@
-"""What training minimises: functions f(params, key, x_0) that draw a timestep and noise for each image.
+"""Training losses f(params, key, x_0): each image gets its own timestep and noise.
 
-Like a sample, the loss of image i depends on (key, i) alone, whatever the batch it is part of.
+The loss of image i depends on (key, i) alone, not on its batch.
 """
 
 import dataclasses
@@ -27,22 +27,25 @@ from ddpm_jax.validation import POSITIVE, Rule, check, check_settings, choice, n
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Say what is minimised.
+    """A training loss.
 
     Attributes:
         loss_type: "simple": the mean square error of what the network predicts (Ho et al. 2020, eq. 14). "vlb": the
-            variational bound, T L_t in bits/dim (eq. 5). "hybrid": simple + vlb_weight * vlb, where the bound trains
-            the variance alone (Nichol & Dhariwal 2021, eq. 16).
-        weighting: of the simple loss, by w(SNR). "constant" leaves the square error of the prediction as it is. The
-            others weight the error of eps, whatever the network predicts: "snr" by 1, "min_snr" by
+            variational bound, T L_t in bits/dim (eq. 5). "hybrid": simple + vlb_weight * vlb, whose
+            bound trains only the variance (Nichol & Dhariwal 2021, eq. 16).
+        weighting: w(SNR) of the simple loss. "constant": the square error of the prediction, unweighted. The others
+            weight the square error of eps, whatever the network predicts: "snr" by 1, "min_snr" by
             min(SNR, min_snr_gamma) / SNR (Hang et al. 2023), "p2" by 1 / (p2_k + SNR)^p2_gamma (Choi et al. 2022).
         variance_type: of p(x_s | x_t) in the bound: "fixed_small", "fixed_large", or "learned_range", which the second
             half of the network's output channels interpolates.
-        timestep_sampling: "uniform"; "antithetic": images 2j and 2j + 1 take t and T - 1 - t; "importance": t in
-            proportion to the root mean square of its last ten losses (Nichol & Dhariwal 2021, section 3.3), which only
-            a training run keeps.
-        label_dropout: how often an image's class is replaced by the config's `null_class` (where it names none, the
-            last one), which stands for "no class" (classifier-free guidance, Ho & Salimans 2022).
+        timestep_sampling: "uniform"; "antithetic": images 2j and 2j + 1 take t and T - 1 - t; "importance": t with
+            probability proportional to the root mean square of its last ten losses (Nichol & Dhariwal 2021, section
+            3.3), which only a training run keeps.
+        vlb_weight: lambda of "hybrid".
+        min_snr_gamma: gamma of "min_snr".
+        p2_gamma, p2_k: gamma and k of "p2".
+        label_dropout: probability that an image's class is replaced by the config's `null_class`, or by the last class
+            if it names none, which stands for "no class" (classifier-free guidance, Ho & Salimans 2022).
 
     Example:
         >>> Objective(weighting="min_snr").min_snr_gamma
@@ -91,7 +94,7 @@ def loss(
     objective: Objective = Objective(),
     dropout_key: RandomKey | None = None,
 ) -> Float[jax.Array, ""]:
-    """Return the mean over a batch of `per_image`'s losses.
+    """Return the mean loss of a batch: that of `per_image`.
 
     Example:
         >>> params, key = ddpm_jax.load("digits-16"), jax.random.key(0)
@@ -114,24 +117,24 @@ def per_image(
     t: Timesteps | None = None,
     indices: Any = None,
 ) -> tuple[Float[jax.Array, " b"], Array]:
-    """Return the loss of each image at a timestep that is drawn for it.
+    """Return the loss of each image at a timestep drawn for it.
 
     Args:
         params: weights and their config.
         key: of `jax.random`, of any generator and style; image i draws t and noise from fold_in(key, indices[i]).
         x_0: clean images, NHWC in [-1, 1].
         class_labels: for class-conditional networks: an integer for all, or one an image.
-        objective: what is minimised.
-        dropout_key: draws dropout masks; dropout is on exactly when it is given.
-        t: integer timesteps to be used instead of drawing, one for all or one an image.
-        indices: [b] the images' numbers; 0 .. b-1 if None.
+        objective: the loss.
+        dropout_key: key of the dropout masks; dropout is on exactly when it is given.
+        t: integer timesteps that replace the draws, one for all or one an image.
+        indices: [b] numbers of the images; 0 .. b-1 if None.
 
     Returns:
-        (loss [b], t [b]), the loss averaged over an image's values.
+        (loss [b], t [b]): the loss is a mean over the values of an image.
 
     Raises:
-        TypeError: params is no `Params`.
-        ValueError: images, labels or objective that do not fit the network; a schedule that is not
+        TypeError: params is not `Params`.
+        ValueError: images, labels or an objective that do not fit the network; a schedule that is not
             variance-preserving.
 
     Example:
@@ -155,7 +158,7 @@ def per_image(
 
 
 def check_objective(config: Config, objective: Objective) -> None:
-    """Refuse an objective that does not go with a network."""
+    """Refuse an objective that does not fit a network."""
     unet, schedule = config.unet, config.schedule
     check(schedule.kind == "vp", f"Losses are those of variance-preserving schedules, not of {schedule.kind!r}.")
     unet.check_prediction()
@@ -193,7 +196,7 @@ def draw_timesteps(key: RandomKey, indices: Array, num_train_timesteps: int, *, 
 
 
 def traced_per_image(static: tuple[Config, Objective], weights, key, x_0, labels, dropout_key, t, indices):
-    """Do what `per_image` does, unchecked and uncompiled: what programs that contain the loss call."""
+    """Return what `per_image` returns, without checks and without compiling: for programs that contain the loss."""
     config, objective = static
     schedule, channels = config.schedule, x_0.shape[-1]
     if t is None:
@@ -224,7 +227,7 @@ def traced_per_image(static: tuple[Config, Objective], weights, key, x_0, labels
 
 
 def _weight(objective: Objective, prediction_type: str, alpha_bar_t: jax.Array) -> jax.Array | float:
-    """Return what the square error of the prediction is multiplied with."""
+    """Return the factor of the prediction's square error at each alpha_bar_t [b]."""
     if objective.weighting == "constant":
         return 1.0
     snr = alpha_bar_t / (1 - alpha_bar_t)
@@ -234,7 +237,7 @@ def _weight(objective: Objective, prediction_type: str, alpha_bar_t: jax.Array) 
         return of_eps * jnp.ones_like(snr)
     if objective.weighting == "p2":
         return of_eps / (objective.p2_k + snr) ** objective.p2_gamma
-    # of_eps / SNR by hand: nothing is 0/0 at zero terminal SNR
+    # of_eps / SNR is written out below, or it would be 0/0 at zero terminal SNR
     if prediction_type == "epsilon":
         return jnp.minimum(1, objective.min_snr_gamma / snr)
     return jnp.minimum(snr, objective.min_snr_gamma) * (1.0 if prediction_type == "sample" else 1 - alpha_bar_t)

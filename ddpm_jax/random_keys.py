@@ -1,7 +1,7 @@
-"""Random keys of whatever make become keys of threefry, the only generator whose vmap goes key by key.
+"""Convert random keys of any generator to threefry, the only one whose vmap draws for each key on its own.
 
-XLA's own generators ("rbg", "unsafe_rbg"), which TPU users set by JAX_DEFAULT_PRNG_IMPL, draw for a batch of keys from
-the first of them: what image 2 gets would depend on the batch that it is part of (JAX issue 19085).
+XLA's generators ("rbg", "unsafe_rbg"), which TPU users set by JAX_DEFAULT_PRNG_IMPL, draw for a batch of keys from the
+first key alone: the noise of image 2 would depend on its batch (JAX issue 19085).
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ from ddpm_jax.types import ImageKeys, RandomKey
 from ddpm_jax.validation import check, is_int
 
 THREEFRY = "threefry2x32"
-LARGEST_SEED = 2**32 - 1  # jax.random.key takes no more bits of it without x64, and says nothing
+LARGEST_SEED = 2**32 - 1  # without x64, jax.random.key silently drops higher bits
 
 
 def image_keys(key: RandomKey, indices: Any) -> ImageKeys:
-    """Return the key of each image of a set: it depends on (key, index) alone.
+    """Return one key an image, which depends on (key, index) alone.
 
     Example:
         >>> image_keys(jax.random.key(0), jnp.arange(3)).shape
@@ -29,10 +29,10 @@ def image_keys(key: RandomKey, indices: Any) -> ImageKeys:
 
 
 def key_from_seed(seed: int) -> jax.Array:
-    """Return the key of a seed: another one for each, whatever generator is the default.
+    """Return the threefry key of a seed, whatever generator is the default. Different seeds give different keys.
 
     Raises:
-        ValueError: a seed that is no integer from 0 to 2^32 - 1.
+        ValueError: a seed that is not an integer from 0 to 2^32 - 1.
 
     Example:
         >>> bool(key_from_seed(5) == jax.random.key(5, impl="threefry2x32"))
@@ -40,24 +40,23 @@ def key_from_seed(seed: int) -> jax.Array:
     """
     check_seed(seed)
     bits: Any = np.array([0, seed], np.uint32)  # wrap_key_data takes numpy arrays, whatever its annotation says
-    return jax.random.wrap_key_data(bits, impl=THREEFRY)  # what `key` does, but compiles
+    return jax.random.wrap_key_data(bits, impl=THREEFRY)  # jax.random.key does the same, but compiles a program
 
 
 def check_seed(seed: int) -> None:
-    """Refuse what would give the numbers of another seed."""
+    """Refuse a seed whose key would be that of another seed."""
     good = is_int(seed, 0) and seed <= LARGEST_SEED
     check(good, f"`seed` must be an integer from 0 to {LARGEST_SEED} (2^32 - 1), not {seed!r}.")
 
 
 def threefry_key(key: RandomKey) -> jax.Array:
-    """Return a key of threefry: the key itself if it is one, else one made from all of its numbers.
+    """Return a threefry key: the key itself, or one folded from all words of another generator's key.
 
     Args:
-        key: one key of `jax.random`, new style of any generator, or old style, which is its numbers: two of threefry,
-            more of others.
+        key: one key of `jax.random`: typed, or an old-style uint32 array (two words of threefry, more of others).
 
     Raises:
-        TypeError: no key, or several.
+        TypeError: not a key, or several keys.
 
     Example:
         >>> key = jax.random.key(0, impl="rbg")
@@ -76,6 +75,6 @@ def threefry_key(key: RandomKey) -> jax.Array:
     else:
         raise TypeError(f"`key` must be one key of jax.random, as jax.random.key(0), not {key!r}.")
     made = jax.random.key(0, impl=THREEFRY)
-    for word in data.reshape(-1):  # one after the other: those of "rbg" come twice, and must not cancel out
+    for word in data.reshape(-1):  # in turn: "rbg" has each word twice, and a sum or XOR would cancel them
         made = jax.random.fold_in(made, word)
     return made

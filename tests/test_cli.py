@@ -1,4 +1,4 @@
-"""The command line, run as people run it; once as a process, otherwise in this one for speed."""
+"""The command line: as a process a few times, in this process otherwise, for speed."""
 
 import dataclasses
 import json
@@ -120,7 +120,7 @@ def test_lists_and_infinities_of_solvers():
 
 
 def test_knobs_win_over_those_of_the_checkpoint():
-    """And switch them off, where they cannot act together."""
+    """Knobs of the checkpoint that have no effect beside a given one are dropped."""
     config = SamplerConfig("DDIMScheduler", (("steps_offset", 1), ("clip_sample", False)))
     checkpoint = Config(make_params().config.unet, sampler=config)
     chosen = arguments.choose_sampler(None, None, ["timesteps=900,500,0"], checkpoint)
@@ -269,7 +269,7 @@ def test_a_model_that_says_no_size_or_a_stale_one(capsys, tmp_path):
 
 @pytest.mark.parametrize("channels", [2, 5])
 def test_channels_that_no_png_holds(capsys, tmp_path, channels):
-    """Refused before anything is drawn; an archive holds them."""
+    """PNGs are refused before anything is drawn. An .npz holds any number of channels."""
     model = write_flat(tmp_path / "model", small_params(in_channels=channels, out_channels=channels))
     words = ("sample", model, "--batch-size", 2, *SAMPLE)
     assert fails(capsys, f"1, 3 or 4 channels, not {channels}.*--format npz", *words)
@@ -301,7 +301,7 @@ def test_damaged_pictures_of_a_set(capsys, model):
 
 
 def test_messages_name_flags():
-    """Of the command that ran; Python's names stay."""
+    """Flags are those of the command. Other names in backticks are left."""
     from ddpm_jax.cli.training import train_command
 
     text = "`batch_size`, `num_steps`, `eta`, `model`, `out`, `apply`, `learning_rate`, `class_conditional`, `jax.jit`"
@@ -355,7 +355,8 @@ def test_convert_export_and_info(capsys, model, folder):
         text = run(capsys, "info", name).out
         for words in ("8 x 8, 1 -> 1 channels", f"{count:,} parameters", "AttnDownBlock2D", "1000 timesteps, linear"):
             assert words in text
-        assert "DDPM(variance_type='fixed_large')" in text and f"model {name}" in text or name != model
+        assert "DDPM(variance_type='fixed_large')" in text
+        assert f"model {name}" in text or name != model
     assert f"model {model}" in run(capsys, "info", "checkpoints/model").out  # where it came from, remembered
     assert "produce-32" in run(capsys, "info").out
 

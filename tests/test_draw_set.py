@@ -1,4 +1,4 @@
-"""Drawing sets as library code: what they hold, what is told on the way, what is refused before anything is written."""
+"""Drawing sets from Python: their images, the progress that is reported, and refusals before anything is written."""
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ def of(folder, recipe, count, **kwargs):
 
 
 def test_a_set_is_what_sample_returns_and_can_be_continued(tmp_path):
-    """In batches of 2, three images and then two more; what is done is told in images, from those that were there."""
+    """Three images and then two more, in batches of 2. Progress counts images, those that were there included."""
     told, own = [], recipe()
     images = of(tmp_path, own, 3)
     draw_set(images, own, missing(images), batch_size=2, watch=told.append)
@@ -47,7 +47,7 @@ def test_a_set_is_what_sample_returns_and_can_be_continued(tmp_path):
 
 @pytest.mark.parametrize("steps, per_frame", [(3, 1), (40, 2)])
 def test_a_gif_shows_the_estimates_of_the_first_batch(tmp_path, steps, per_frame):
-    """One frame a step of a short run, 20 of a longer one; each is x_0_hat after its steps, the last the images."""
+    """A short run has one frame a step, a longer one 20. Each is the x_0_hat of its step, the last the images."""
     own = recipe(sampler=samplers.DDIM(num_steps=steps))
     images = of(tmp_path, own, 3)
     draw_set(images, own, missing(images), batch_size=2, gif=True)
@@ -76,7 +76,7 @@ def test_no_gif_of_a_batch_that_was_there(tmp_path):
 
 
 def test_what_decides_the_images_is_in_the_settings():
-    """Each field of a recipe, but for one that is the default written out."""
+    """Changing a field of a recipe changes its settings."""
     params, classes = small_params(), {"params": small_params(num_class_embeds=3)}
     base, labelled = recipe().settings(), recipe(**classes, class_label=0).settings()
     assert recipe(params=small_params(seed=1)).settings()["weights"] != base["weights"]

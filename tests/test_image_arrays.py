@@ -1,4 +1,4 @@
-"""Arrays of images and their labels: what is taken, and what would make the others right."""
+"""Arrays of images and labels: those that are accepted, and the advice for the others."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Sets of images: killed, continued, extended, and made by several processes."""
+"""Sets of images: killed, continued, extended, damaged, and drawn by several processes."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def bytes_of(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["png", "npz"])
 def test_killed_and_continued(model, tmp_path, format):
-    """kill -9 in the middle, and the same command again: the files of a run that nobody stopped."""
+    """After kill -9 and the same command again, the files are those of an uninterrupted run."""
     words = (model, *SAMPLE, "--batch-size", 4, "--num-images", 24, "--format", format)
     whole = subprocess.run(command(*words, "--out", "whole"), capture_output=True, text=True, cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
@@ -78,7 +78,7 @@ cli.main({["sample", *map(str, words), "--out", "killed"]!r})
 
 
 def test_interrupted_at_any_moment(model, tmp_path):
-    """A real kill, whenever it comes."""
+    """SIGKILL at an arbitrary moment leaves a set that can be continued."""
     words = (model, *SAMPLE, "--batch-size", 2, "--num-images", 40, "--out", "set")
     process = subprocess.Popen(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
     deadline = time.monotonic() + 60
@@ -126,7 +126,7 @@ def test_an_archive_is_extended(model, capsys):
 
 
 def test_nothing_changes_before_a_set_begins(tmp_path):
-    """An archive to be extended, or a set to be replaced, stays as it is until `begin`."""
+    """An archive to be extended, or a set to be replaced, is unchanged until `begin`."""
     settings, pixels = {"seed": 0}, np.linspace(0, 1, 2 * 16, dtype=np.float32).reshape(2, 4, 4, 1)
     images = ImageSet(tmp_path, settings, 2, format="npz")
     images.begin()
@@ -160,7 +160,7 @@ def test_other_settings_are_refused_by_name(model, capsys):
 
 
 def test_other_weights_are_other_settings(model, capsys):
-    """Whatever they are called: nothing is mixed, and no image of another set is slipped in."""
+    """Weights are compared by digest, not by name, also for a single image by --index."""
     sample(model, "--batch-size", 2, "--out", "set")
     params = make_params()
     write_flat(Path(model), ddpm_jax.Params(jax.tree.map(lambda leaf: 1.01 * leaf, params.weights), params.config))
@@ -174,7 +174,7 @@ def test_other_weights_are_other_settings(model, capsys):
 
 
 def test_parts_that_a_kill_left_are_not_taken_twice(tmp_path):
-    """A kill after the archive was whole, before its parts were gone; then the set is extended."""
+    """A kill between writing the archive and removing its parts leaves both. Extending takes the archive."""
     settings, pixels = {"seed": 0}, np.linspace(0, 1, 4 * 16, dtype=np.float32).reshape(4, 4, 4, 1)
     images = ImageSet(tmp_path, settings, 2, format="npz")
     images.begin()
@@ -193,7 +193,7 @@ def test_parts_that_a_kill_left_are_not_taken_twice(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_programs_are_kept(model, tmp_path):
-    """The second process finds every program of the first."""
+    """The second process compiles nothing."""
     words = command(model, *SAMPLE, "--batch-size", 2, "--compile-cache", "programs", "--out")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     kept = []
@@ -313,7 +313,7 @@ def test_fast_is_a_sampler(model, capsys):
 
 @pytest.mark.slow
 def test_two_processes_with_four_devices_each(model, tmp_path):
-    """Each writes the images that it holds; they are those of one process, whatever the layout."""
+    """Each writes the images on its devices. They equal those of one process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

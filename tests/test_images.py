@@ -1,4 +1,4 @@
-"""Pictures as they come: transparency, depth and metadata of any form; what of a folder is data."""
+"""Decoding pictures of any transparency, depth and metadata; and which files of a folder are data."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ def decoded(image, format="PNG", ground=WHITE, **options):
 
 
 def png(depth, kind, row, width, transparent):
-    """One row of pixels as Pillow does not write it."""
+    """Write one row of pixels as a PNG of a kind that Pillow does not write."""
     chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     header = struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"tRNS", transparent) + chunk(b"IDAT", zlib.compress(b"\0" + row))
@@ -111,7 +111,7 @@ class TestTransparency:
 
 
 class TestDepths:
-    """25700 of 65535 is 100 of 255."""
+    """25700 / 65535 = 100 / 255."""
 
     @pytest.mark.parametrize(
         "data",
@@ -195,7 +195,7 @@ class TestOrientation:
 class TestLeftOut:
     @pytest.fixture
     def folder(self, tmp_path):
-        """Three pictures that are data, and many that are not."""
+        """A folder with three pictures that are data, and many files that are not."""
         for name in (
             *("a.png", "cat/b.JFIF", "cat/deep/c.ppm"),
             *(".hidden.png", ".ipynb_checkpoints/a-checkpoint.png", "cat/._b.png", "__MACOSX/a.png", "@eaDir/a.png"),
@@ -252,7 +252,7 @@ class TestLeftOut:
         assert len(open_source(str(tmp_path / "album"))) == 2
 
     def test_runs_of_earlier_versions_go_on_with_what_they_took(self, folder):
-        """Eight suffixes, hidden folders included; classes as the record has them, hidden colours."""
+        """They took eight suffixes, hidden folders and hidden colours; the classes are those of the record."""
         names = sorted(path for path in folder.rglob("*.png") if not path.name.startswith("."))
         lines = "\n".join(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in names)
         before = {"fingerprint": hashlib.blake2b(lines.encode(), digest_size=16).hexdigest(), "classes": []}
@@ -367,7 +367,7 @@ class TestUnreadable:
         assert len(open_source(str(tmp_path), skip_broken=True)) == 1
 
     def test_a_name_that_is_no_text(self, tmp_path):
-        """Bytes that are no UTF-8: the file is data, and its name can be shown and written."""
+        """A file whose name is no UTF-8 is data, and its name can be printed and recorded."""
         folder = os.fsencode(tmp_path) + b"/caf\xe9"
         os.mkdir(folder)
         Image.new("L", (8, 8)).save(os.fsdecode(folder + b"/\xff.png"))
@@ -401,7 +401,7 @@ class TestUnreadable:
 
 
 def test_the_first_look_is_how_batches_are_read(tmp_path, monkeypatch):
-    """Whatever decoding refuses, it refuses at the start."""
+    """Everything that decoding refuses is refused on opening."""
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
 
     def refuses(path, **options):

@@ -1,4 +1,4 @@
-"""Eight (fake) devices give what one gives. Runs in a process of its own: the others have one device."""
+"""Sampling on eight (fake) devices equals sampling on one. It runs in its own process: this one has one device."""
 
 import subprocess
 import sys

@@ -20,7 +20,7 @@ def clock(monkeypatch):
 
 
 def test_a_log_file_gets_a_line_every_half_a_minute(clock, capsys):
-    """1000 steps of a second: thirty-four lines and no carriage return, the last at the end."""
+    """1000 steps of one second print 34 lines without carriage returns, the last at the end."""
     with progress.bar(1000, unit="steps") as bar:
         for _ in range(1000):
             clock.now += 1.0
@@ -33,7 +33,7 @@ def test_a_log_file_gets_a_line_every_half_a_minute(clock, capsys):
 
 
 def test_what_is_left_is_counted_from_what_this_process_did(clock, capsys):
-    """Going on from 900 of 1000 at a step a second."""
+    """A job resumed at 900 of 1000, at one step a second."""
     bar = progress.bar(1000, unit="steps", initial=900, leave=False)
     clock.now = 50.0
     bar.update(50)

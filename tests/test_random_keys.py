@@ -1,4 +1,4 @@
-"""Keys of every generator: threefry's stay as they are, others become one of its by all their numbers."""
+"""Keys of every generator become threefry keys that depend on all their words."""
 
 import jax
 import jax.numpy as jnp

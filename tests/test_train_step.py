@@ -1,4 +1,4 @@
-"""One step of training: optimiser, averages, accumulation, sharding rule, importance sampling."""
+"""One step of training: loss, optimiser, averages, accumulation, importance sampling; and settings that are refused."""
 
 import dataclasses
 from pathlib import Path
@@ -41,7 +41,7 @@ def batch(number, count=8, classes=None):
 
 
 def do(config, steps, params=None, mesh=None):
-    """Train for some steps; the state and the metrics of each."""
+    """Train for some steps. Return the state, and the metrics of each step."""
     params = small_params() if params is None else params
     mesh = sharding.data_mesh() if mesh is None else mesh
     plan = Plan(params.config, config)
@@ -57,13 +57,13 @@ def do(config, steps, params=None, mesh=None):
 
 
 def typical_gap(one, other):
-    """The difference that 99 % of the weights stay below; Adam turns the rounding of a gradient of zero into a step."""
+    """Return the 99 % quantile of the differences. Adam makes a full step of a zero gradient's rounding."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return np.quantile(np.concatenate([np.abs(np.asarray(a - b)).ravel() for a, b in pairs]), 0.99)
 
 
 def test_is_optax_on_the_public_loss():
-    """The same numbers as the loop that a user would write with `losses.per_image` and optax."""
+    """A step is the loop that a user would write with `losses.per_image` and optax."""
     params, settings = small_params(), config()
     state, metrics = do(settings, 3)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
@@ -108,9 +108,21 @@ def test_what_is_drawn_depends_on_seed_and_step():
     jax.tree.map(np.testing.assert_array_equal, one, same)
 
 
-def test_dropout_is_on():
-    one, other = (do(config(), 1, small_params(dropout=rate))[1][0].loss for rate in (0.0, 0.5))
-    assert one != other
+def test_dropout_is_that_of_the_public_loss_with_another_mask_in_each_step():
+    """At a tiny learning rate, the loss of each step is the public loss with the dropout key of that step."""
+    params = small_params(dropout=0.5)
+    _, metrics = do(config(optimizer=dataclasses.replace(OPTIMIZER, learning_rate=1e-12)), 2, params)
+    of_a_step = jax.jit(
+        lambda x_0, key, dropout_key, t: losses.per_image(params, key, x_0, t=t, dropout_key=dropout_key)[0].mean()
+    )
+    masks = []
+    for number in range(2):
+        key, dropout_key, t_key = jax.random.split(jax.random.fold_in(jax.random.key(0), number), 3)
+        t = losses.draw_timesteps(t_key, jnp.arange(8), 1000, antithetic=False)
+        x_0 = batch(number)[0].astype(np.float32) / 127.5 - 1
+        masks.append(jax.random.fold_in(dropout_key, 0))  # of part 0, the only one
+        np.testing.assert_allclose(metrics[number].loss, of_a_step(x_0, key, masks[number], t), rtol=1e-4)
+    assert abs(of_a_step(x_0, key, masks[0], t) - metrics[1].loss) > 1e-2 * metrics[1].loss  # the first step's mask
 
 
 def test_remat_changes_nothing():
@@ -126,7 +138,52 @@ def test_bfloat16_keeps_float32_state():
     np.testing.assert_allclose(metrics[0].loss, expected[0].loss, rtol=0.03)  # eight bits of mantissa
 
 
-def test_fixed_weights_stay(monkeypatch):
+class TestOptimizer:
+    """Three updates of one weight by hand, with no setting at its default."""
+
+    SETTINGS = OptimizerConfig(
+        **{"optimizer": "adamw", "learning_rate": 0.1, "lr_schedule": "linear", "warmup_steps": 2, "clip_norm": 0.5},
+        **{"adam_b1": 0.8, "adam_b2": 0.95, "adam_eps": 0.01, "weight_decay": 0.3},
+    )
+
+    def test_by_hand(self):
+        """The updates are AdamW's (Loshchilov & Hutter 2019, algorithm 2) for the clipped gradient."""
+        params = small_params()
+        adam = optimizer(Plan(params.config, config(optimizer=self.SETTINGS)))
+        weights, state, update = params.weights, adam.init(params.weights), jax.jit(adam.update)
+        size = sum(leaf.size for leaf in jax.tree.leaves(weights))
+        w, m, v = np.asarray(weights["conv_in"]["bias"][0], np.float64), 0.0, 0.0
+        for step, g in enumerate([3.0, -2.0, 1e-3]):
+            updates, state = update(jax.tree.map(lambda leaf, g=g: np.full_like(leaf, g), weights), state, weights)
+            weights = optax.apply_updates(weights, updates)
+            g *= min(1, 0.5 / (abs(g) * size**0.5))
+            m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
+            bias_1, bias_2 = 1 - 0.8 ** (step + 1), 1 - 0.95 ** (step + 1)
+            rate = [0.0, 0.05, 0.1][step]  # of the warm-up
+            w -= rate * (m / bias_1 / (np.sqrt(v / bias_2) + 0.01) + 0.3 * w)
+            np.testing.assert_allclose(weights["conv_in"]["bias"][0], w, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        "shape, rates",
+        [
+            ("constant", [0.1, 0.1, 0.1, 0.1]),
+            ("linear", [0.1, 0.075, 0.05, 0.0]),
+            ("cosine", [0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.0]),  # (1 + cos(pi share)) / 2
+        ],
+    )
+    def test_shapes_of_the_learning_rate(self, shape, rates):
+        """After a warm-up of 2 steps: at 0, 1/4, 1/2 and all of the 8 steps that are left."""
+        schedule = learning_rate(dataclasses.replace(self.SETTINGS, lr_schedule=shape), 10)
+        np.testing.assert_allclose([schedule(step) for step in (0, 1)], [0, 0.05], rtol=1e-6)
+        np.testing.assert_allclose([schedule(step) for step in (2, 4, 6, 10)], rates, rtol=1e-6, atol=1e-9)
+
+    def test_the_rate_that_is_reported_is_that_of_the_update(self):
+        settings = config(optimizer=dataclasses.replace(OPTIMIZER, warmup_steps=4, lr_schedule="cosine"))
+        _, metrics = do(settings, 3)
+        np.testing.assert_allclose([entry.learning_rate for entry in metrics], [0, 2.5e-4, 5e-4], rtol=1e-5)
+
+
+def test_fixed_weights_stay():
     """Weight decay would move Fourier frequencies, whose gradient is zero."""
     params = small_params(time_embedding_type="fourier")
     plan = Plan(params.config, config(optimizer=OptimizerConfig(optimizer="adamw", weight_decay=0.1, warmup_steps=0)))
@@ -138,22 +195,27 @@ def test_fixed_weights_stay(monkeypatch):
 
 class TestAverages:
     def test_ema(self):
-        """By hand: the first update copies, then the stated decays."""
-        settings = config(ema=EmaConfig(ema_decay=0.9, ema_power=0.75))
+        """The first update copies the weights; later ones have the decays of the formulas."""
+        settings = config(ema=EmaConfig(ema_decay=0.4, ema_power=0.5, ema_inv_gamma=2.0, power_ema=(0.05, 0.2)))
         averages, weights = [], []
-        for steps in (1, 2, 3):
+        for steps in (1, 2, 3, 4):
             state, _ = do(settings, steps)
-            averages.append(np.asarray(state.ema["conv_in"]["kernel"]))
+            averages.append([np.asarray(tree["conv_in"]["kernel"]) for tree in (state.ema, *state.power_emas)])
             weights.append(np.asarray(state.weights["conv_in"]["kernel"]))
-        expected = weights[0]
-        for step in (1, 2):
-            decay = min(0.9, 1 - (1 + step) ** -0.75)
-            expected = decay * expected + (1 - decay) * weights[step]
-            np.testing.assert_allclose(averages[step], expected, rtol=1e-5, atol=1e-8)
-        np.testing.assert_array_equal(averages[0], weights[0])
+        expected = [weights[0]] * 3
+        for step in (1, 2, 3):
+            # the plain average's warm-up, which 0.4 cuts off in the last step; (1 - 1 / t)^(gamma + 1) at t = step + 1,
+            # with the gammas whose averages have these lengths by Karras et al. 2024, eq. 3
+            decays = [min(0.4, 1 - (1 + step / 2) ** -0.5)]
+            decays += [(1 - 1 / (step + 1)) ** (gamma + 1) for gamma in (16.9722, 1.8262)]
+            expected = [d * mean + (1 - d) * weights[step] for d, mean in zip(decays, expected, strict=True)]
+            for found, one in zip(averages[step], expected, strict=True):
+                np.testing.assert_allclose(found, one, rtol=1e-4, atol=1e-8)
+        for found in averages[0]:
+            np.testing.assert_array_equal(found, weights[0])
 
     def test_post_hoc_average_of_any_length(self):
-        """From snapshots of two averages of a known curve, the average of a third length, against its definition."""
+        """An average solved from snapshots of two others is that of its definition, for a known curve."""
         lengths, wanted, stop = (0.05, 0.10), 0.15, 2000
         curve = lambda step: np.sin(np.asarray(step) / 300) + np.asarray(step) / 1000
         gammas = [ema.gamma_from_length(length) for length in lengths]
@@ -175,7 +237,7 @@ class TestAverages:
         assert min(abs(value - direct) for value in averages) > 0.02 * abs(direct)
 
     def test_length_is_a_standard_deviation(self):
-        """Of tau^gamma on [0, 1]."""
+        """The length is the standard deviation of the weighting tau^gamma on [0, 1]."""
         for length in (0.03, 0.1, 0.2):
             gamma = ema.gamma_from_length(length)
             tau = (np.arange(2_000_000) + 0.5) / 2_000_000
@@ -191,7 +253,7 @@ class TestAverages:
 
 
 def test_importance_sampling_is_unbiased_and_prefers_large_losses():
-    """Once every timestep has its losses, a draw is weighted by 1 / (T p)."""
+    """Once every timestep has ten losses, a draw of probability p has the weight 1 / (T p)."""
     from ddpm_jax.training.step import draw_weighted_timesteps, remembered
 
     total, generator = 8, np.random.default_rng(0)
@@ -226,11 +288,30 @@ def test_importance_sampling_trains():
     assert int(state.history[1].sum()) == 16
 
 
-def test_classes_and_their_dropout_reach_the_loss():
-    params = small_params(num_class_embeds=4)
-    for objective in (Objective(), Objective(label_dropout=0.5)):
-        state, metrics = do(config(objective=objective), 2, params)
-        assert np.isfinite(metrics[-1].loss)
+@pytest.mark.parametrize("label_dropout", [0.0, 0.5])
+def test_classes_and_their_dropout_reach_the_loss(label_dropout):
+    """The loss of the first step is the public loss with these classes and this label dropout."""
+    params, objective = small_params(num_class_embeds=4), Objective(label_dropout=label_dropout)
+    _, (metrics,) = do(config(objective=objective), 1, params)
+    key, _, t_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 3)
+    t = losses.draw_timesteps(t_key, jnp.arange(8), 1000, antithetic=False)
+    images, labels = batch(0, classes=4)
+    of = lambda labels: losses.per_image(
+        params, key, images.astype(np.float32) / 127.5 - 1, labels, t=t, objective=objective
+    )[0].mean()
+    np.testing.assert_allclose(metrics.loss, of(labels), rtol=1e-4)
+    assert len(set(labels)) > 1 and abs(of(np.zeros(8, int)) - metrics.loss) > 1e-3 * metrics.loss
+
+
+def test_the_input_state_is_donated():
+    """Otherwise a step would hold weights, moments and averages twice."""
+    params, mesh = small_params(), sharding.data_mesh()
+    plan = Plan(params.config, config())
+    state = create(plan, params.weights, mesh)
+    after, _ = compiled(plan, state, mesh)(state, *sharding.place(batch(0), mesh, split=True))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params.weights))  # which the caller still has
 
 
 class TestPaper:
@@ -252,7 +333,7 @@ class TestPaper:
         )
 
     def test_average(self):
-        """It begins at the weights of the first step, and keeps 0.9999 of itself from then on."""
+        """The first update copies the weights; all later ones have decay 0.9999."""
         settings = self.preset.ema
         decays = [
             ema.decay_at(step, settings.ema_decay, settings.ema_inv_gamma, settings.ema_power) for step in (0, 1, 9)
@@ -271,24 +352,11 @@ class TestPaper:
         assert (built.schedule.beta_start, built.schedule.beta_end) == (0.0001, 0.02)
 
     def test_initial_loss(self):
-        """conv_out begins at nearly zero, so that the first loss is the mean square of eps."""
-        params = ddpm_jax.init(jax.random.key(0), network(self.preset, 32, 3))
+        """conv_out is initialised to nearly zero, so the first loss is the mean square of eps."""
+        model = dataclasses.replace(self.preset.model, channels=32, channel_multipliers=(1,), attention_resolutions=())
+        params = ddpm_jax.init(jax.random.key(0), network(dataclasses.replace(self.preset, model=model), 32, 3))
         value = ddpm_jax.loss(params, jax.random.key(1), jnp.zeros((4, 32, 32, 3)))
         assert abs(value - 1) < 0.04  # 12,288 squares of deviation sqrt(2): 0.0128
-
-
-def test_rule_of_sharding():
-    """By the largest axis that divides; small arrays lie everywhere."""
-    devices = np.array(jax.devices() * 2)[:2] if jax.device_count() > 1 else np.array(jax.devices())
-    mesh = sharding.data_mesh(list(devices))
-    tree = {"kernel": jnp.zeros((3, 3, 32, 64)), "bias": jnp.zeros(64)}
-    specs = {name: entry.spec for name, entry in sharding.weight_shardings(tree, mesh, split=True).items()}
-    assert specs == {
-        "kernel": jax.sharding.PartitionSpec(None, None, None, "data"),
-        "bias": jax.sharding.PartitionSpec(),
-    }
-    whole = sharding.weight_shardings(tree, mesh, split=False)
-    assert all(entry.spec == jax.sharding.PartitionSpec() for entry in whole.values())
 
 
 class TestConfig:
@@ -394,14 +462,14 @@ class TestConfig:
         ],
     )
     def test_values_that_would_do_nothing(self, group, values, others, belongs, untyped):
-        """Refused by name; with what they belong to, and at their defaults, they pass."""
+        """They are refused by name, and pass at their defaults."""
         for name, value in values.items():
             with pytest.raises(ValueError, match=f"`{name}` belongs to {belongs}.*would do nothing: leave it out"):
                 group(**{name: value} | others)
             group(**{name: getattr(group(), name)} | others)
 
     def test_a_new_run(self):
-        """What only its beginning refuses: a run that was begun so by an older version goes on."""
+        """Some settings are refused only in a new run: runs that older versions began with them are continued."""
         for settings, message in (
             (config(optimizer=OptimizerConfig(warmup_steps=10)), "`warmup_steps` 10 is not below `steps` 10"),
             (config(loop=LoopConfig(seed=2**32, steps=10)), "`seed` must be an integer from 0 to 4294967295"),
@@ -413,7 +481,7 @@ class TestConfig:
         check_new_run(config(optimizer=OptimizerConfig(warmup_steps=9)))
 
     def test_the_record_of_an_older_version(self):
-        """It may hold what does nothing, and lack what is new; what is newer than this version is named."""
+        """It may hold settings without effect and lack new ones. Settings that this version does not know are named."""
         here = config(model=ModelConfig(init="m"))
         there = here.to_dict()
         there["model"] |= {"channels": 32, "channel_multipliers": [1, 2], "beta_schedule": "squaredcos_cap_v2"}
@@ -426,7 +494,7 @@ class TestConfig:
         assert differences(config().to_dict(), here) == ["init None there, 'm' here"]
 
     def test_what_is_not_given_is_recorded_with_its_value(self):
-        """So that a resumed run may write it out, and a later version may have other values."""
+        """A resumed run may then write the value out, and later versions may change it."""
         plain, written = config(), config(model=ModelConfig(channels=128, prediction_type="epsilon"))
         assert plain.resolved().to_dict()["model"] == written.resolved().to_dict()["model"]
         assert plain.resolved().to_dict()["model"]["channel_multipliers"] == (1, 2, 2, 2)
@@ -440,7 +508,7 @@ class TestConfig:
         assert brought.model == ModelConfig(init="m")
 
     def test_settings_of_version_0_1_that_did_nothing_are_dropped(self):
-        """It took them without a word; its records hold them."""
+        """It accepted them silently, so its records hold them."""
         there = config(ema=EmaConfig(ema_power=0.0)).to_dict()
         there["ema"]["ema_inv_gamma"], there["model"] = 9.0, {"init": "m", "channels": 7, "prediction_type": "sample"}
         there["objective"]["min_snr_gamma"] = 4.0

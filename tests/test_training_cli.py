@@ -1,4 +1,4 @@
-"""The command line of training: what it refuses, and what it makes of a preset."""
+"""The command line of training: refusals, and the defaults that presets give."""
 
 import inspect
 import json
@@ -73,7 +73,7 @@ def test_a_bucket_is_no_folder_to_train_in(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS])
 def test_a_preset_for_a_network_that_is_brought(preset):
-    """All that the checkpoint brings is left to it; the rest is the preset's."""
+    """Settings that the checkpoint brings are not given; the others are the preset's."""
     whole, made = PRESETS[preset], defaults_of("--preset", preset, "--init", "model")
     assert made.model == ModelConfig(init="model", dropout=whole.model.dropout)
     assert made.objective.variance_type == "fixed_small" and made.optimizer == whole.optimizer
@@ -85,14 +85,14 @@ def test_a_preset_for_a_network_that_is_brought(preset):
 
 @pytest.fixture
 def begun(monkeypatch):
-    """The configs that `train` was called with; nothing is trained."""
+    """Collect the configs that `train` is called with, instead of training."""
     configs = []
     monkeypatch.setattr("ddpm_jax.training.train", lambda config, out, resume: configs.append(config))
     return configs
 
 
 def test_the_warm_up_of_a_preset_fits_the_steps(begun, tmp_path, caplog):
-    """A tenth of fewer steps, which is said; what somebody asks for stays; a run that goes on keeps its own."""
+    """It is cut to a tenth of the steps, with a warning. A value that was given stays; a resumed run keeps its own."""
     words = ["train", "--data", "digits", "--out", str(tmp_path / "run"), "--resume"]
     cli.main([*words, "--steps", "100"])
     assert "The preset's warm-up of 500 steps is cut to 10, a tenth of --steps 100" in caplog.text

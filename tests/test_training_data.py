@@ -1,4 +1,4 @@
-"""Data: any image file, broken ones named, batches that belong to their step."""
+"""Training data: folders, classes, arrays, batches by step, and what a resumed run says of other data."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from ddpm_jax.training.run_folder import changes, facts
 
 @pytest.fixture
 def photos(tmp_path):
-    """Files of several kinds and sizes, in two folders; each is of one colour."""
+    """Files of several formats and sizes in two folders, each of a single colour."""
     for number, (name, mode, size) in enumerate(
         [
             ("apple/a.png", "RGB", (20, 12)),
@@ -139,7 +139,7 @@ def test_digits():
 
 class TestBatches:
     def test_belong_to_their_step(self, photos):
-        """Whatever was asked for before, and by whom."""
+        """A batch does not depend on earlier requests."""
         one, other = batches(photos, crop="random_resized"), batches(photos, crop="random_resized")
         later = one(5)
         np.testing.assert_array_equal(other(0).images, one(0).images)
@@ -174,7 +174,7 @@ class TestBatches:
         assert np.all(still[:, :, 0] == 255)
 
     def test_crops(self, tmp_path):
-        """A ramp shows which part was taken: the middle, or a random square of at least the stated share."""
+        """On a ramp, the pixels show the crop: the middle, or a random square of at least the given share."""
         ramp = np.tile(np.arange(200, dtype=np.uint8), (100, 1))
         Image.fromarray(ramp).save(tmp_path / "ramp.png")
         middle = batches(tmp_path, resolution=10, batch_size=1, flip=False)(0).images[0, 0, :, 0].astype(int)
@@ -216,7 +216,7 @@ def test_bad_data(tmp_path, make, message):
 
 @pytest.fixture
 def run_of(tmp_path):
-    """Give the settings of a small run on data/ that goes to run/ inside of it, six steps of four images."""
+    """Return a function that makes the settings of a small run on data/: six steps of four images."""
     (tmp_path / "network.json").write_text(json.dumps(small_params().config.unet.to_dict()))
 
     def settings(steps=6, model=None, **data):
@@ -251,12 +251,12 @@ def test_classes_that_are_others_are_never_accepted(tmp_path):
 
 
 class TestRuns:
-    """What a run makes of its data from beginning to end."""
+    """Data that changes or fails while runs use it."""
 
     def test_a_file_that_fails_while_the_run_goes(self, data, run_of, monkeypatch, caplog):
-        """The steps before it are saved, and with the file back they go on as if nothing had been.
+        """The steps before it are saved. With the file restored, the run ends with the same weights.
 
-        The run lies in its data, whose grids and curve are none.
+        The run's folder lies in its data folder; its grids and curve are not taken as data.
         """
         train(run_of(), data / "whole")
         looks = []
@@ -281,7 +281,7 @@ class TestRuns:
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
     def test_files_that_are_others(self, data, run_of, caplog):
-        """They are named; to go on is a decision, which is recorded."""
+        """They are named. The run continues only with `accept_changed_data`, and records the new data."""
         train(run_of(steps=1), data / "run")
         assert json.loads((data / "run/data.json").read_text())["files"]["07.png"] == (data / "07.png").stat().st_size
         Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(data / "07.png")
@@ -303,7 +303,7 @@ class TestRuns:
         assert changes(again, before, data / "run", accepted=False) is None
 
     def test_a_run_of_before_goes_on(self, data, run_of, tmp_path):
-        """Its record knows no ground and no list of files: hidden colours, its own numbers of classes."""
+        """Its record has no ground and no list of files: it keeps hidden colours and its numbers of classes."""
         for number in range(12):
             (data / f"{number}").mkdir()
             (data / f"{number:02}.png").rename(data / f"{number}/x.png")
@@ -334,7 +334,7 @@ class TestRuns:
             train(run_of(steps=4, class_conditional=True), data / "run", resume=True)
 
     def test_channels_of_a_network_that_is_brought(self, data, run_of, tmp_path, caplog):
-        """Grey pictures become colour for it; colour becomes grey only when it is told to, and arrays stay."""
+        """Grey files become colour for it. Colour becomes grey only by `image_channels`; arrays never change."""
         items = small_params().config.unet.to_dict() | {"in_channels": 3, "out_channels": 3}
         (tmp_path / "rgb.json").write_text(json.dumps(items))
         rgb = ModelConfig(model_config=tmp_path / "rgb.json")

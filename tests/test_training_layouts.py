@@ -1,4 +1,4 @@
-"""One device, eight devices, weights split over them, two processes of four: the same training, to rounding."""
+"""Training on one device, on eight, with split weights, and in two processes of four is the same up to rounding."""
 
 import os
 import signal
@@ -97,7 +97,7 @@ def test_two_processes_of_four(folder, one):
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(folder):
-    """SIGTERM to one of them: both save the same step."""
+    """SIGTERM to one of them makes both save the same step."""
     samples = ("--sample-every", 0, "--sample-evals", 20, "--num-samples", 64)  # none: the numbers are the defaults
     words = ("--steps", 40, *samples, "--validate-every", 40, "--resume")
     processes = launch_two(folder, "stopped", *words)
@@ -121,7 +121,11 @@ def test_a_batch_that_does_not_divide(folder):
 
 
 def test_fsdp_splits_weights_moments_and_averages():
-    """In a process of eight devices: each holds an eighth of every large array."""
+    """In a process of eight devices: each holds an eighth of every large array.
+
+    The rule, on 8, 6 and 1 of them: an array of 4096 numbers and more is split along the longest axis that the devices
+    divide, the last of equals; what nothing divides lies whole on each.
+    """
     program = """
 import jax; jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np
@@ -139,6 +143,20 @@ for tree in (state.weights, state.ema, state.opt_state):
     assert len(large) > 20
     for leaf in large:
         assert leaf.addressable_shards[0].data.size * 8 == leaf.size, leaf.shape
+
+shapes = {"kernel": (3, 3, 64, 64), "wide": (3, 3, 64, 300), "odd": (5, 5, 25, 25), "bias": (64,)}
+expected = {
+    8: {"kernel": (None, None, None, "data"), "wide": (None, None, "data", None)},
+    6: {"wide": (None, None, None, "data")},
+    1: {"kernel": (None, None, None, "data"), "wide": (None, None, None, "data"), "odd": (None, None, None, "data")},
+}
+for count, split in expected.items():
+    mesh, tree = sharding.data_mesh(jax.devices()[:count]), {name: np.zeros(shape) for name, shape in shapes.items()}
+    found = {name: tuple(entry.spec) for name, entry in sharding.weight_shardings(tree, mesh, split=True).items()}
+    assert found == dict.fromkeys(shapes, ()) | split, (count, found)
+    whole = sharding.weight_shardings(tree, mesh, split=False)
+    assert all(tuple(entry.spec) == () for entry in whole.values())
+    jax.tree.map(jax.device_put, tree, sharding.weight_shardings(tree, mesh, split=True))
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Training beside PyTorch's: a step with diffusers' network, AdamW and EMAModel, and a run that diffusers opens."""
+"""Training compared with PyTorch: diffusers' network, AdamW and EMAModel; diffusers opens a run."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Runs on disk: stopped in every way, gone on with exactly, refused where they do not fit."""
+"""Runs on disk: interrupted in every way, resumed exactly, refused where settings or data do not fit."""
 
 import contextlib
 import dataclasses
@@ -19,19 +19,23 @@ from etils import epath
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax import cli
+from ddpm_jax import cli, losses
 from ddpm_jax.files import locked
+from ddpm_jax.images.source import open_source
+from ddpm_jax.losses import Objective
 from ddpm_jax.training import PRESETS, DataConfig, Diverged, EmaConfig, LoopConfig, Stopped, TrainConfig, logs, train
 from ddpm_jax.training.checkpoints import Checkpoints
+from ddpm_jax.training.network import new_network
 from ddpm_jax.training.published import average, card
 from ddpm_jax.training.settings import ModelConfig, OptimizerConfig
+from ddpm_jax.training.step import Metrics
 
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A folder with forty images and the description of a network."""
+    """A folder with forty images and the config of a network."""
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "network.json").write_text(json.dumps(small_params().config.unet.to_dict()))
     np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8))
@@ -52,13 +56,13 @@ def settings(inputs):
 
 @pytest.fixture(scope="module")
 def whole(settings, inputs):
-    """The folder of that run, done in one go. To be read."""
+    """The folder of that run, done without interruption. Tests only read it."""
     train(settings, inputs / "whole")
     return inputs / "whole"
 
 
 def command(settings, out, *words):
-    """The same settings as a command line."""
+    """Return a command line with the same settings."""
     flags = []
     defaults = PRESETS["small-32"].to_dict()
     for group, items in settings.resolved().to_dict().items():
@@ -81,7 +85,7 @@ def subprocess_of(argv, patch="", cwd=None):
 
 
 def state_of(out, step=STEPS):
-    """Every array of a checkpoint, whatever devices wrote it."""
+    """Return every array of a checkpoint as numpy, whatever devices wrote it."""
     folder = out / "checkpoints" / str(step) / "default"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         like = jax.tree.map(
@@ -98,7 +102,7 @@ def lines_of(out):
 
 @pytest.mark.slow
 def test_stopped_and_gone_on_with_is_bit_for_bit_the_same(settings, whole, tmp_path):
-    """kill -9 at step 7, SIGTERM at step 10, and on to the end: weights, optimiser, averages, metrics, snapshots."""
+    """After kill -9 at step 7 and SIGTERM at step 10: weights, optimiser, averages, metrics and snapshots are equal."""
     kill = """
 import os, signal, time
 from ddpm_jax.training import logs
@@ -144,7 +148,7 @@ def test_a_run_opens_as_a_model(whole):
 
 
 def test_a_damaged_checkpoint_is_passed_over(settings, whole, tmp_path, caplog):
-    """Its arrays cut off half-way: the one before is gone on with, to the same end."""
+    """With its arrays truncated, the run continues from the checkpoint before, and ends with the same weights."""
     shutil.copytree(whole, tmp_path / "run")
     for path in (tmp_path / "run/checkpoints/12").rglob("d/*"):  # of each array there may be a second copy
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -155,7 +159,7 @@ def test_a_damaged_checkpoint_is_passed_over(settings, whole, tmp_path, caplog):
 
 
 def test_damaged_twice(whole, tmp_path):
-    """Each is put aside under a free name, and the two newest stay."""
+    """Each is renamed to a free name, and the two newest are kept."""
     for name in ("1", "2", "damaged-2", "damaged-2-1"):
         (tmp_path / "run" / name).mkdir(parents=True)
     shutil.copytree(whole / "checkpoints/8", tmp_path / "run/8")
@@ -166,7 +170,7 @@ def test_damaged_twice(whole, tmp_path):
 
 
 def test_a_run_in_a_folder_with_an_odd_name(settings, whole, tmp_path):
-    """From its first step to its average; what a kill left half written goes, and not before it is this job's."""
+    """From the first step to the post-hoc average. Half-written leftovers are removed by the job that holds it."""
     out = tmp_path / "flowers [v2]/a*b?"
     train(dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=8)), out)
     left = [out / "checkpoints/9.orbax-checkpoint-tmp", out / "snapshots/9.orbax-checkpoint-tmp-17"]
@@ -184,7 +188,7 @@ def test_a_run_in_a_folder_with_an_odd_name(settings, whole, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(settings, tmp_path, monkeypatch):
-    """At the first, whatever the cause: here orbax does not find its own files, and says nothing."""
+    """The first checkpoint is read back. Here orbax silently does not find its own files."""
     monkeypatch.setattr(epath.backend._OsPathBackend, "glob", lambda self, path: [])
     plain = dataclasses.replace(settings, ema=EmaConfig())
     message = "could not be written .known at step 4.: What has been written cannot be read back.* step 0. Make room"
@@ -194,7 +198,7 @@ def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(settings, tmp_path, 
 
 
 def test_a_finished_run_is_left_as_it_is(settings, whole, tmp_path, caplog, capsys):
-    """With the same steps it says so; fewer are refused; its record stays, to the byte."""
+    """The same steps give a warning, fewer an error. No byte of the folder changes."""
     shutil.copytree(whole, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     params = train(settings, tmp_path / "run", resume=True)
@@ -213,7 +217,7 @@ def test_a_finished_run_is_left_as_it_is(settings, whole, tmp_path, caplog, caps
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_exits_with_the_shells_code(settings, tmp_path, monkeypatch, number):
-    """Saved at the step that it had come to; what stands after `train` is not done."""
+    """The current step is saved, and SystemExit ends the script unless it is caught."""
     add = logs.Log.add
 
     def told(self, step, metrics):
@@ -261,7 +265,7 @@ def test_checkpoints_that_stay(settings, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path):
-    """With the step, the losses before and the last good checkpoint, from which it can go on."""
+    """The error names the step, the losses before and the last good checkpoint, whose weights are finite."""
     wild = dataclasses.replace(
         settings,
         optimizer=OptimizerConfig(warmup_steps=9, learning_rate=1e38, clip_norm=0.0),
@@ -281,7 +285,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("log_every", [100, 2])
 def test_a_full_disk_is_reported_and_the_last_checkpoint_survives(settings, tmp_path, log_every):
-    """A limit on the size of files, set after the first checkpoint, stands for it."""
+    """The disk is simulated by a limit on the size of files, set after the first checkpoint."""
     limit = """
 import os, resource, signal, time
 from ddpm_jax.training import logs
@@ -309,17 +313,123 @@ logs.Log.add = filling
 
 
 def test_watching(settings, tmp_path):
-    """Lines of metrics, validation, samples, TensorBoard."""
+    """Metrics, validation loss, samples and TensorBoard: losses and samples are those of the averaged weights."""
     watched = {"sample_every": 6, "num_samples": 4, "sample_evals": 2, "validate_every": 6, "tensorboard": True}
-    run = dataclasses.replace(settings.loop, **watched)
+    watched = dataclasses.replace(settings.loop, seed=3, **watched)
     held_out = dataclasses.replace(settings.data, held_out=settings.data.data)
-    train(dataclasses.replace(settings, loop=run, data=held_out), tmp_path / "run")
+    objective = Objective(weighting="snr", timestep_sampling="antithetic")
+    params = train(dataclasses.replace(settings, loop=watched, data=held_out, objective=objective), tmp_path / "run")
     lines = logs.read(tmp_path / "run")
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12]
     assert [line["step"] for line in lines if "validation_loss" in line] == [6, 12]
-    assert {"loss_q1", "loss_q4", "grad_norm", "learning_rate", "images_per_second"} <= set(lines[0])
-    assert np.asarray(Image.open(tmp_path / "run/samples/step-00000012.png")).shape == (18, 18)
+    # 40 images in batches of 8, without dropout, each at the timestep and with the noise that are its own
+    images = np.load(settings.data.data).astype(np.float32) / 127.5 - 1
+    key, weighting = jax.random.key(3), Objective(weighting="snr")
+    expected, _ = losses.per_image(params, key, images, objective=weighting)
+    assert lines[-1]["step"] == 12
+    np.testing.assert_allclose(lines[-1]["validation_loss"], expected.mean(), rtol=1e-5)
+    raw, _ = losses.per_image(ddpm_jax.load(tmp_path / "run", ema=False), key, images, objective=weighting)
+    assert abs(raw.mean() / expected.mean() - 1) > 1e-3  # so that the line above can tell them apart
+    # the grid: four images of the solver that is named fast, with two evaluations
+    picture = np.asarray(Image.open(tmp_path / "run/samples/step-00000012.png")).astype(int)
+    fast = dataclasses.replace(ddpm_jax.samplers.by_name("fast"), num_steps=2)
+    samples = ddpm_jax.sample(params, key, 4, sampler=fast)
+    assert np.abs(picture - ddpm_jax.plotting.grid(samples)[..., 0].astype(int)).max() <= 1  # another program: rounding
+    raw = ddpm_jax.sample(ddpm_jax.load(tmp_path / "run", ema=False), key, 4, sampler=fast)
+    assert np.abs(picture - ddpm_jax.plotting.grid(raw)[..., 0].astype(int)).max() > 1
     assert any(name.startswith("events") for name in os.listdir(tmp_path / "run/tensorboard"))
+
+
+def test_lines_are_means_over_their_steps(tmp_path):
+    """A line has the means of loss, quarters and norm over two steps, and the last learning rate."""
+    told = [
+        Metrics(*np.float32([1.0, 3.0, 0.1]), np.float32([2, 0, 6, 0]), np.float32([2, 0, 3, 0])),
+        Metrics(*np.float32([2.0, 5.0, 0.2]), np.float32([4, 0, 1, 8]), np.float32([1, 0, 1, 4])),
+        Metrics(*np.float32([7.0, 1.0, 0.3]), np.float32([1, 1, 1, 1]), np.float32([1, 1, 1, 1])),
+    ]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 9.0}\n{"step": 4, "loss": 9.0}\n{"step"')
+    log = logs.Log(tmp_path, start=2, stop=5, every=2, batch_size=8, writes=True, tensorboard=False)
+    for step, metrics in enumerate(told, 3):
+        log.add(step, metrics)
+    log.flush(5)
+    log.close()
+    before, first, last = logs.read(tmp_path)
+    assert before == {"step": 2, "loss": 9.0}  # step 4 was done again
+    rates = {first.pop(name) / last.pop(name) for name in ("steps_per_second", "images_per_second")}
+    assert len({round(rate, 6) for rate in rates}) == 1
+    numbers = {"step": 4, "loss": 1.5, "loss_q1": 2.0, "loss_q2": None, "loss_q3": 1.75, "loss_q4": 2.0}
+    assert first == pytest.approx(numbers | {"grad_norm": 4.0, "learning_rate": 0.2})
+    assert last["step"] == 5 and last["loss"] == 7.0
+
+
+def test_classes_from_training_to_samples(tmp_path):
+    """Trained on dark and bright pictures with label dropout, the guided samples of a class look like the class."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 56, (40, 8, 8, 1), np.uint8)
+    labels = np.arange(40) % 2
+    images[labels == 1] += 200
+    np.savez(tmp_path / "images.npz", images=images, labels=labels, class_names=np.array(["dark", "bright"]))
+    config = TrainConfig(
+        data=DataConfig(
+            **{"data": str(tmp_path / "images.npz"), "held_out": str(tmp_path / "images.npz")},
+            **{"class_conditional": True, "flip": False, "workers": 2},
+        ),
+        model=ModelConfig(
+            **{"channels": 16, "channel_multipliers": (1,), "layers_per_block": 1, "attention_resolutions": ()},
+            **{"norm_num_groups": 4, "prediction_type": "sample"},
+        ),
+        objective=Objective(label_dropout=0.2, weighting="min_snr"),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=5),
+        ema=EmaConfig(ema_decay=0.9),
+        loop=LoopConfig(
+            **{"batch_size": 16, "steps": 60, "save_every": 60, "log_every": 20, "validate_every": 60},
+            **{"sample_every": 60, "num_samples": 3, "sample_evals": 2},
+        ),
+    )
+    params = train(config, tmp_path / "run")
+    assert params.config.unet.num_class_embeds == 3
+    assert (params.config.class_names, params.config.null_class) == (("dark", "bright"), 2)
+    (held_out,) = (line["validation_loss"] for line in logs.read(tmp_path / "run") if "validation_loss" in line)
+    x_0, objective = images.astype(np.float32) / 127.5 - 1, Objective(weighting="min_snr")
+    true, wrong = (
+        losses.per_image(params, jax.random.key(0), x_0, classes, objective=objective)[0].mean()
+        for classes in (labels, 1 - labels)
+    )
+    np.testing.assert_allclose(held_out, true, rtol=1e-5)  # of the true classes, none dropped
+    assert true < 0.8 * wrong
+
+    opened, means = ddpm_jax.load(tmp_path / "run"), {}
+    for name in ("dark", "bright"):
+        words = ("--class-label", name, "--guidance-scale", "2", "--sampler", "ddim", "--steps", "5")
+        cli.main(["sample", str(tmp_path / "run"), *words, "--batch-size", "2", "--out", str(tmp_path / name)])
+        pictures = [np.asarray(Image.open(tmp_path / name / f"{i:05d}.png")).astype(int) for i in range(2)]
+        means[name] = np.mean(pictures)
+        guided = {"class_labels": ("dark", "bright").index(name), "guidance_scale": 2.0}
+        direct = ddpm_jax.sample(opened, jax.random.key(0), 2, sampler=ddpm_jax.samplers.DDIM(num_steps=5), **guided)
+        assert np.abs(np.stack(pictures) - ddpm_jax.to_uint8(direct)[..., 0]).max() <= 1
+    assert means["bright"] > means["dark"] + 100  # the data's means are 200 apart
+    # the grid of the run: each class, and the one that stands for none, with their names below
+    captions, fast = ["dark", "bright", "class 2"], dataclasses.replace(ddpm_jax.samplers.by_name("fast"), num_steps=2)
+    expected = ddpm_jax.sample(params, jax.random.key(0), 3, sampler=fast, class_labels=np.arange(3))
+    picture = np.asarray(Image.open(tmp_path / "run/samples/step-00000060.png")).astype(int)
+    assert np.abs(picture - ddpm_jax.plotting.grid(expected, captions=captions)[..., 0]).max() <= 1
+
+
+def test_a_network_with_classes_is_tuned_on_as_many(settings, tmp_path):
+    """It may have one row more, for no class. With label dropout it must."""
+    np.savez(tmp_path / "images.npz", images=np.zeros((4, 8, 8, 1), np.uint8), labels=np.arange(4) % 2)
+    data = DataConfig(data=str(tmp_path / "images.npz"), class_conditional=True)
+    source = open_source(data.data, class_conditional=True)
+    for rows, dropout, message in ((2, 0.0, None), (3, 0.0, None), (3, 0.1, None), (2, 0.1, "one more row for none")):
+        folder = ddpm_jax.save(small_params(num_class_embeds=rows), tmp_path / "model", overwrite=True)
+        objective = Objective(label_dropout=dropout)
+        tuned = dataclasses.replace(settings, data=data, model=ModelConfig(init=str(folder)), objective=objective)
+        if message:
+            with pytest.raises(ValueError, match=f"has {rows} classes; the data has 2 .and {message}"):
+                new_network(tuned, source)
+        else:
+            built, _ = new_network(tuned, source)
+            assert built.class_names == ("0", "1") and built.null_class == (2 if dropout else None)
 
 
 def test_fine_tuning_begins_with_the_weights(settings, tmp_path):
@@ -355,7 +465,7 @@ def test_a_run_that_is_there_is_left_alone(settings, tmp_path):
 
 
 def test_more_steps(settings, whole, tmp_path):
-    """A run may go on for longer than was said; its learning rate is constant."""
+    """At a constant learning rate, a run can be continued for more steps than it was begun with."""
     short = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=5))
     train(short, tmp_path / "run")
     train(settings, tmp_path / "run", resume=True)
@@ -406,7 +516,7 @@ def test_a_network_that_does_not_fit_the_data(settings, tmp_path, changes, messa
 
 
 def test_a_run_without_a_checkpoint_is_begun_anew(settings, tmp_path):
-    """Stopped at its start, it is in nobody's way: not even with other settings."""
+    """A run that died before its first checkpoint can be begun again, even with other settings."""
     short = dataclasses.replace(settings, loop=dataclasses.replace(settings.loop, steps=3))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.train.json.partial").write_text("{")
@@ -428,7 +538,7 @@ def test_the_same_data_may_lie_elsewhere(settings, whole, tmp_path):
 
 
 def test_the_card_is_that_of_the_weights(whole, tmp_path):
-    """Lines that came after the last checkpoint are not its numbers."""
+    """Log lines after the last checkpoint are not in the card."""
     shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/12")
     text = card(tmp_path / "run")
@@ -448,11 +558,14 @@ def test_the_card_is_that_of_the_weights(whole, tmp_path):
 
 
 def test_averages_of_any_length_and_publishing(whole, tmp_path):
-    """`ema` and `export` on the command line; an average that was kept is found again."""
+    """`ema` finds a kept average again, and `export` writes the run with its card."""
     cli.main(["ema", str(whole), str(tmp_path / "average"), "--length", "0.1"])
-    kept = state_of(whole)["power_emas"][1]
+    kept = state_of(whole)["power_emas"]
     found = ddpm_jax.load(tmp_path / "average").weights
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), kept, found)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), kept[1], found)
+    # not each other, nor the plain average, whose warm-up has other decays
+    kernels = [tree["conv_in"]["kernel"] for tree in (*kept, state_of(whole)["ema"])]
+    assert all(np.abs(kernels[i] - kernels[j]).max() > 1e-5 for i, j in ((0, 1), (0, 2), (1, 2)))
     for step in (5, 13):
         with pytest.raises(ValueError, match=f"`step` {step} is out of range: the snapshots .* from step 6 to 12"):
             average(whole, 0.1, step=step)

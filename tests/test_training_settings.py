@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 
 def remembered(effect):
-    """An effect, once for each config: many cases begin with the same."""
+    """Compute an effect once for each config: many cases share one."""
     return functools.cache(effect)
 
 
@@ -63,7 +63,7 @@ def built(config, folder):
 
 @remembered
 def program(config, folder):
-    """What a step computes: its jaxpr and the constants in it, of a tiny network."""
+    """The program of a step: its jaxpr and constants, for a tiny network."""
     check_new_run(config)
     check_batch(config, 1)
     classes = ("a", "b") if config.data.class_conditional else ()
@@ -79,7 +79,7 @@ def program(config, folder):
 
 
 def placed(config, folder):
-    """Where the arrays of a state lie, of a network with some that are large enough to be split."""
+    """The shardings of a state, some of whose arrays are large enough to be split."""
     config = dataclasses.replace(config, model=dataclasses.replace(TINY, channels=32))
     state = abstract(Plan(network(config, 8, 1), config), sharding.data_mesh())
     return [leaf.sharding.spec for leaf in jax.tree.leaves(state)]
@@ -96,13 +96,13 @@ def served(config, folder):
 
 
 def continued(config, folder):
-    """What a resumed run says of data that has changed."""
+    """The message of a resumed run about data that has changed."""
     source = open_data(config.data, out=folder / "run")
     return changes(source, facts(source) | {"fingerprint": ""}, folder, accepted=config.data.accept_changed_data)
 
 
 def threads(config, folder):
-    """How many threads read batches."""
+    """The number of threads that read batches."""
     import grain
 
     asked = []
@@ -118,7 +118,7 @@ def threads(config, folder):
 
 @remembered
 def files(config, folder):
-    """What is in the folder of a run: names, lines of the log, pictures. A step does nothing but count."""
+    """The folder of a run: names, log lines, pictures. Its step only counts."""
     config = dataclasses.replace(config, model=ModelConfig(init=str(folder / "model")))
     nothing = Metrics(*(np.float32(1) for _ in range(3)), np.ones(4, np.float32), np.ones(4, np.float32))
     step = lambda state, images, labels: (state.replace(step=state.step + 1), nothing)
@@ -148,7 +148,7 @@ class Case(NamedTuple):
 
 
 def photos(value, effect=served, place="photos", **others):
-    """A case of the data, on a folder of pictures, whose name is put in later."""
+    """Make a case on a folder of pictures; `config_of` completes its path."""
     return Case(value, effect, {"data": {"data": place, "flip": False, **others}}, alone=False)
 
 
@@ -242,7 +242,7 @@ PATHS = ("photos", "broken", "network.json", "images.npy")
 
 
 def config_of(folder, groups):
-    """Settings from plain values: names of files are those in the folder."""
+    """Make settings from plain values; names of files become paths in the folder."""
     types = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
     values = {"data": {"data": "digits"}, "optimizer": {"warmup_steps": 0}} | {
         name: ({"data": "digits"} if name == "data" else {"warmup_steps": 0} if name == "optimizer" else {}) | group
@@ -283,7 +283,7 @@ def test_every_setting_acts(group, field, folder):
     if case.beside or not case.alone:
         try:
             plain = effect(case.beside)
-        except ValueError as error:  # what the setting lets pass is refused without it
+        except ValueError as error:  # the setting permits something that is refused without it
             assert f"`{field}`" in str(error)
             plain = None
         assert effect(changed(case.beside)) != plain
@@ -294,7 +294,7 @@ def test_cases_are_of_settings_that_there_are():
 
 
 def test_defaults_are_not_the_values_of_the_cases():
-    """A case that writes the default out would show nothing."""
+    """A case whose value is the default would show nothing."""
     plain = TrainConfig(data=DataConfig(data="digits"), loop=LoopConfig(), optimizer=OptimizerConfig()).resolved()
     for group, field in FIELDS:
         assert CASES[group][field].value != getattr(getattr(plain, group), field), field

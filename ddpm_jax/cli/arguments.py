@@ -26,12 +26,13 @@ _ALIASES = {
 
 
 class Chosen(NamedTuple):
-    """A sampler, and how it is written.
+    """A sampler, and its text.
 
     Attributes:
         sampler: the instance.
-        text: as one would write it, without the knobs that have their defaults.
-        former: the same with the knobs of the checkpoint's file that do nothing, as samples.json once had it.
+        text: as `registry.describe` writes it.
+        former: as earlier versions wrote it into samples.json: also with those knobs of the checkpoint's file that have
+            no effect.
     """
 
     sampler: Any
@@ -40,10 +41,16 @@ class Chosen(NamedTuple):
 
 
 def choose_sampler(name: str | None, steps: int | None, knobs: Sequence[str], config: Any) -> Chosen:
-    """Return the sampler of a name, or the checkpoint's own, with the knobs that were set.
+    """Return the sampler of a name, or the checkpoint's own, with knobs.
+
+    Args:
+        name: in SAMPLERS, or None for the sampler that the checkpoint names.
+        steps: number of steps, or None.
+        knobs: further knobs, each as KNOB=VALUE.
+        config: of the checkpoint.
 
     Raises:
-        ValueError: an unknown name or knob, a bad value, a knob that does nothing beside the others.
+        ValueError: an unknown name or knob, a bad value, a knob without effect beside the others.
     """
     from ddpm_jax.samplers import effects, registry
     from ddpm_jax.validation import check, nearest
@@ -68,18 +75,18 @@ def choose_sampler(name: str | None, steps: int | None, knobs: Sequence[str], co
 
 
 def _value(text: str, *, several: bool) -> Any:
-    """Read a knob's value: none, true, false, a number, or else a word; numbers with commas are several.
+    """Read a knob's value: none, true, false, a number, several numbers with commas between them, or a word.
 
     Args:
-        text: what was typed.
-        several: whether the knob takes several values: one number is a list of one.
+        text: as typed.
+        several: whether the knob takes several values; a single number becomes a tuple of one.
 
     Example:
         >>> _value("900,500,0", several=True), _value("999", several=True), _value("1e-3", several=False)
         ((900, 500, 0), (999,), 0.001)
     """
     text = text.strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # a shell that leaves quotes
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # some shells pass quotes on
         text = text[1:-1].strip()
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
@@ -97,10 +104,10 @@ def _value(text: str, *, several: bool) -> Any:
 
 
 def class_of(text: str | None, config: Any) -> tuple[int | None, str | None]:
-    """Return the number of a class and its name, if it has one, by either; a name wins over a number.
+    """Return (number, name or None) of the class with a name or, if no class has that name, with a number.
 
     Raises:
-        ValueError: no name of a class, and no number.
+        ValueError: neither the name of a class nor a number.
 
     Example:
         >>> from types import SimpleNamespace
@@ -126,7 +133,7 @@ def class_of(text: str | None, config: Any) -> tuple[int | None, str | None]:
 
 
 def other_meaning(text: str | None, label: int | None, config: Any) -> str | None:
-    """Say what the name of a class would be as a number, if it is one of another class."""
+    """Return a note if the name of a class is also the number of another class, or None."""
     number = int(text) if text is not None and re.fullmatch(r"\d+", text) else label
     if number is None or number == label or number >= len(config.class_names):
         return None
@@ -135,7 +142,11 @@ def other_meaning(text: str | None, label: int | None, config: Any) -> str | Non
 
 
 def at_size(params: Any, size: str | None) -> Any:
-    """Return params whose images are of the size N or HxW, or as they are; refuse a size that cannot be drawn."""
+    """Return params for images of the size N or HxW, or unchanged for None.
+
+    Raises:
+        ValueError: no size, or one that the network cannot draw.
+    """
     unet = params.config.unet
     if size is not None:
         match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", size.strip().lower())
@@ -177,7 +188,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 
 
 def in_flags(message: str, command: Callable[..., Any] | None) -> str:
-    """Write the arguments that a message of the library names in backticks as the flags of a command.
+    """Replace the arguments that a message of the library names in backticks by the flags of a command.
 
     Example:
         >>> def command(batch_size: int, class_label: int): ...
@@ -191,7 +202,7 @@ def in_flags(message: str, command: Callable[..., Any] | None) -> str:
 
 
 def _flags(command: Callable[..., Any]) -> dict[str, str]:
-    """Return what the parameters of a command, and the fields of dataclasses among them, are as flags."""
+    """Return argument -> flag for the parameters of a command, and for the fields of dataclasses among them."""
     flags = {}
     for name, parameter in inspect.signature(command).parameters.items():
         if dataclasses.is_dataclass(parameter.annotation):

@@ -28,12 +28,12 @@ def compile(
     Args:
         model: a hub id or a folder.
         out: the folder to write: sampler.bin, weights.npz, run.py.
-        platforms: to lower for.
+        platforms: platforms to lower for.
         sampler: as in `sample`.
         steps: steps of the sampler.
         set: any further knob of the sampler.
         image_size: N or HxW pixels, if not the model's own size.
-        dtype: what convolutions and dense layers compute in.
+        dtype: compute dtype of convolutions and dense layers.
         revision: branch, tag or commit on the hub.
         variant: fp16 takes the weights stored under that name.
         subfolder: of the folder or repository.

@@ -1,7 +1,7 @@
-"""Compiled programs that commands keep between runs, in the user's own cache folder.
+"""Keep compiled programs between commands, in the user's cache folder.
 
-The library itself keeps nothing. A compiled program is code that runs: the folder has the user's rights alone, and one
-that somebody else may write into is not used.
+The library itself keeps none. A compiled program is code that will run: the folder is created for the user alone, and a
+folder that others can write into is not used.
 """
 
 import os
@@ -14,22 +14,22 @@ MOST_BYTES = 2**30  # of each of the two parts; a program of the demo takes 1.5 
 
 
 def keep_compiled(choice: str | None) -> None:
-    """Keep compiled programs in a folder, and take them from there.
+    """Keep compiled programs in a folder, and reuse those that are there.
 
     Args:
-        choice: the folder, "none" for no folder, or None for the user's cache folder (and the one that the environment
-            variable JAX_COMPILATION_CACHE_DIR names, if it does).
+        choice: the folder, "none" to keep none, or None for the folder of the environment variable
+            JAX_COMPILATION_CACHE_DIR or else the user's cache folder.
 
     Raises:
-        OSError: a folder that was asked for cannot be made. Where the usual one cannot, or others may write into it,
-            that is said, and the command goes on without.
+        OSError: `choice` cannot be made. If the user's cache folder cannot be made, or others can write into it, a line
+            on stderr says so and nothing is kept.
     """
     if choice == NONE or (choice is None and os.environ.get("JAX_COMPILATION_CACHE_DIR")):
         return
     folder = usual_folder() if choice is None else Path(choice).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if choice is None:  # whoever names another folder trusts it
+        if choice is None:  # a folder that was named is trusted
             _check_owner(folder)
     except OSError as error:
         if choice is not None:
@@ -48,16 +48,16 @@ def keep_compiled(choice: str | None) -> None:
 
 
 def usual_folder() -> Path:
-    """Return the user's cache folder: below XDG_CACHE_HOME, or where the system keeps such things."""
+    """Return the package's folder in the user's cache folder, which is the system's own or below XDG_CACHE_HOME."""
     import platformdirs
 
     return platformdirs.user_cache_path("ddpm-jax", appauthor=False) / "compiled"
 
 
 def _check_owner(folder: Path) -> None:
-    """Refuse a folder that another user could put programs into."""
+    """Refuse a folder that another user can write into."""
     if not hasattr(os, "getuid"):
-        return  # Windows: a user's folders are the user's by inheritance
+        return  # Windows: folders below a user's own inherit that user's rights
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(f"{folder} belongs to another user or can be written by others; chmod 700 makes it safe.")

@@ -49,26 +49,26 @@ def sample(
     distributed: bool = False,
     verbose: bool = False,
 ) -> None:
-    """Draw images from a model: PNGs or one .npz, a grid and samples.json. A run that was stopped goes on.
+    """Draw images from a model: PNGs or one .npz, a grid and samples.json. A set that was interrupted is continued.
 
     Args:
-        model: a hub id (google/ddpm-cat-256) or a folder; the demo that comes with the package if left out.
+        model: a hub id (google/ddpm-cat-256) or a folder; the package's demo if left out.
         batch_size: images per run of the program.
         num_images: images in all; one batch if left out.
         seed: of the random key, from 0 to 2^32 - 1; image i depends on (seed, i) alone.
-        sampler: a name in ddpm_jax.samplers.SAMPLERS; what the checkpoint's scheduler config names if left out.
+        sampler: a name in ddpm_jax.samplers.SAMPLERS; the one that the checkpoint's scheduler config names if left out.
         fast: DPM-Solver++ of order 3, clipped, with 20 evaluations; the same as --sampler fast.
-        steps: steps of the sampler; its own number if left out, or as many as the model's schedule has.
+        steps: steps of the sampler; if left out its own number, at most the timesteps of the model's schedule.
         set: any further knob of the sampler, as eta=0.5, clip=none or timesteps=900,500,0; may be repeated.
-        class_label: name or number of the class, for class-conditional models; a name wins.
+        class_label: name or number of the class, for class-conditional models; a name wins over a number.
         guidance_scale: of classifier-free guidance, for models trained with dropped labels; 1 is none.
-        null_class: number of the class that stands for none, where the model does not say it.
+        null_class: number of the class that stands for none, if the model does not name it.
         image_size: N or HxW pixels, if not the model's own size.
-        index: make only this image of the set, by itself.
+        index: draw only this image of the set, into a file of its own.
         out: the folder to write into; a set that was begun there with the same settings is continued.
         format: numbered PNGs, or images.npz (uint8, arr_0).
-        gif: also write sampling.gif, how the first batch came about.
-        dtype: what convolutions and dense layers compute in.
+        gif: also write sampling.gif, the first batch on its way from noise.
+        dtype: compute dtype of convolutions and dense layers.
         revision: branch, tag or commit on the hub.
         variant: fp16 takes the weights stored under that name.
         subfolder: of the folder or repository.
@@ -77,8 +77,8 @@ def sample(
         compile_cache: folder that keeps compiled programs for the next run; `none` keeps none. The user's cache folder
             if left out.
         coordinator: HOST:PORT of process 0, to run as one of several processes (jax.distributed).
-        num_processes: how many there are.
-        process_id: which one this is.
+        num_processes: number of processes.
+        process_id: number of this process.
         distributed: run as one of several processes that find each other (TPU pods, Slurm, Open MPI).
         verbose: log how programs are compiled.
     """

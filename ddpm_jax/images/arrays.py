@@ -1,4 +1,4 @@
-"""Arrays of images and their labels: opened, and refused with what would make them right."""
+"""Open arrays of images and labels. An array that cannot be used is refused with the line that would mend it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +13,15 @@ _BESIDE = ("labels", "class_names")
 
 
 def open_arrays(path: Path, name: str, with_labels: bool) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
-    """Return the images [n, h, w, c] of an .npz or .npy file, its labels [n] if asked for, and the names of classes.
+    """Return the images [n, h, w, c] of an .npz or .npy file, its labels [n] or None, and the names of its classes.
 
     Args:
         path: the file.
-        name: of it, for messages.
-        with_labels: whether there must be labels.
+        name: the file in messages.
+        with_labels: read labels and names; they must be there.
 
     Raises:
-        ValueError: it is damaged, or holds something else.
+        ValueError: the file is damaged, or holds something else.
     """
     check(path.suffix.lower() in (".npz", ".npy"), f"{name} is neither a folder nor an .npz or .npy file.")
     file = _read(lambda: np.load(path, mmap_mode="r"), name)
@@ -40,10 +40,10 @@ def open_arrays(path: Path, name: str, with_labels: bool) -> tuple[np.ndarray, n
 
 
 def checked_images(images: np.ndarray, name: str) -> np.ndarray:
-    """Return images as [n, h, w, c]; refuse what are none.
+    """Return images as [n, h, w, c].
 
     Raises:
-        ValueError: another dtype or shape, with what would make it right.
+        ValueError: another dtype or shape; the message says how to convert it.
     """
     shape = list(images.shape)
     what_to_do = _of_dtype(images) or _of_shape(shape)
@@ -58,10 +58,10 @@ def checked_images(images: np.ndarray, name: str) -> np.ndarray:
 def checked_labels(
     labels: np.ndarray, names: np.ndarray | None, count: int, name: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels [n] and the names of the classes, which are their numbers if nothing names them.
+    """Return labels [n] and the names of the classes: those given, or their numbers.
 
     Raises:
-        ValueError: no integers from 0 up; names that are too few or not all different.
+        ValueError: labels that are not integers from 0 up; too few names, or equal ones.
     """
     what_to_do = _of_labels(labels, count)
     check(
@@ -83,7 +83,7 @@ def checked_labels(
 def _read(read: Callable[[], Any], name: str) -> Any:
     try:
         return read()
-    except Exception as error:  # of numpy, zip, zlib: of many kinds
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds
         check(
             not any(text in str(error) for text in ("Object arrays", "Python objects")),
             f"{name} holds Python objects: save images as one array (`np.stack`), texts as an array of str.",
@@ -92,7 +92,7 @@ def _read(read: Callable[[], Any], name: str) -> Any:
 
 
 def _of_dtype(images: np.ndarray) -> str | None:
-    """Return what makes uint8 of an array, or None if it is so."""
+    """Return what converts an array to uint8, or None if it is uint8."""
     kind = images.dtype.kind
     if images.dtype == np.uint8:
         return None
@@ -106,7 +106,7 @@ def _of_dtype(images: np.ndarray) -> str | None:
 
 
 def _of_shape(shape: list[int]) -> str | None:
-    """Return what makes images of an array of this shape, or None if it is so."""
+    """Return what brings an array of this shape to that of images, or None if it has it."""
     if 0 in shape:
         return "there is none in it"
     if len(shape) == 2:
@@ -121,7 +121,7 @@ def _of_shape(shape: list[int]) -> str | None:
 
 
 def _of_labels(labels: np.ndarray, count: int) -> str | None:
-    """Return what makes labels of an array, or None if it is so."""
+    """Return what converts an array to labels, or None if it holds labels."""
     if labels.ndim == 2 and labels.shape == (count, 1):
         return "write `labels[:, 0]`"
     if labels.ndim == 2 and len(labels) == count:

@@ -1,11 +1,11 @@
-"""One image file to its pixels: the one function by which all files are looked at first, and every batch is read."""
+"""Decode one image file: `decode` is used both to check files on opening and to read every batch."""
 
 import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
 Ground = tuple[int, int, int]
 MODES = {1: "L", 3: "RGB"}
-# Formats that Pillow names and that are no pictures, or that need a program or a plug-in beside it.
+# Pillow's formats that are no pictures, or that need another program or plug-in.
 NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -17,28 +17,28 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What the files' numbers are multiplied by to fill 8 bits; a transparent colour is given in the files' own.
+# Pillow multiplies pixels of 2 and 4 bits by these factors, but not the transparent colour that the file names.
 _FULL_RANGE = {"L;2": 85, "L;4": 17}
-_STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # of colours that have been multiplied by their alpha
+_STRAIGHT = {"La": "LA", "RGBa": "RGBA"}  # modes with colours premultiplied by alpha -> without
 
 
 def suffixes() -> set[str]:
-    """Return the suffixes of the files that this Pillow, with its plug-ins, decodes.
+    """Return the suffixes of files that the installed Pillow and its plug-ins decode.
 
     Example:
         >>> {".png", ".jfif", ".mpo"} <= suffixes(), ".pdf" in suffixes()
         (True, False)
     """
     Image.init()
-    known = ({*Image.OPEN} | {"MPO"}) - {*NO_PICTURES}  # an MPO is opened by way of JPEG
+    known = ({*Image.OPEN} | {"MPO"}) - {*NO_PICTURES}  # Pillow opens MPO files by its JPEG plug-in
     return {suffix for suffix, format in Image.registered_extensions().items() if format in known}
 
 
 def ground_of(background: str) -> Ground | None:
-    """Return the colour that a name stands for, or None for "none".
+    """Return the colour of a name, or None for "none".
 
     Raises:
-        ValueError: it stands for no colour, or for one that is transparent itself.
+        ValueError: the name of no colour, or of a transparent one.
 
     Example:
         >>> ground_of("white"), ground_of("#102030"), ground_of("none")
@@ -61,17 +61,18 @@ def ground_of(background: str) -> Ground | None:
 def decode(path, *, ground: Ground | None, channels: int | None = None, least: int | None = None) -> Image.Image:
     """Return the picture in a file, upright, as grey ("L") or colour ("RGB").
 
-    Numbers of 16 bits are scaled to 8. Transparent pixels are laid on the ground, whatever form their transparency has.
-    Of several frames it is the first. An orientation that cannot be read is none.
+    16 bits are scaled to 8. Transparent pixels are composited on the ground, whatever form the transparency has. Of
+    several frames the first is taken. An unreadable orientation counts as upright.
 
     Args:
         path: the file.
-        ground: what shows through; None ignores transparency, and takes the colours that lie hidden below.
-        channels: 1 or 3; None leaves grey grey and colour colour.
-        least: a JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) with sides of at least so many pixels.
+        ground: colour below transparent pixels; None ignores transparency and takes the stored colours.
+        channels: 1 or 3; None keeps grey grey and colour colour.
+        least: a JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) whose sides have at least this many
+            pixels.
 
     Raises:
-        Exception: what Pillow finds wrong, of many kinds; ValueError for numbers that have no meaning here.
+        Exception: of many kinds, where Pillow cannot decode the file; ValueError for numbers without a white point.
     """
     with Image.open(path) as image:
         image.draft("L" if channels == 1 else "RGB", (least, least) if least else image.size)
@@ -104,7 +105,7 @@ def resized(image: Image.Image, resolution: int, box: tuple[float, ...] | None =
 
 
 def reason(error: Exception) -> str:
-    """Say in a few words why a file could not be decoded."""
+    """Return in a few words why a file could not be decoded."""
     if isinstance(error, UnidentifiedImageError):
         return "no image of a kind that Pillow decodes"
     if isinstance(error, OSError) and error.strerror:
@@ -119,30 +120,30 @@ def _stored_as(image: Image.Image) -> str:
     arguments = tile[0][3] if tile else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     if image.format == "PPM" and image.mode == "I":
-        return "I;16"  # none of them has more bits, and Pillow has scaled them to these
+        return "I;16"  # PPM has at most 16 bits, and Pillow scales all of them to the full range
     return first if isinstance(first, str) else ""
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it writes the metadata anew, and dies of any tag that it cannot write.
+    # Not ImageOps.exif_transpose: it also rewrites the metadata, and fails on tags that it cannot write.
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # of many kinds, as the metadata is broken
+    except Exception:  # broken metadata raises many kinds
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def _eight_bits(image: Image.Image, stored: str, ground: Ground | None) -> Image.Image:
-    """Bring any mode to "L" or "RGB"."""
+    """Convert a picture of any mode to "L" or "RGB"."""
     if image.mode in ("I", "F") and not (image.mode == "I" and stored in ("I;16", "I;16B", "I;16L", "I;16N")):
         what = "signed numbers of 16 bits" if "16" in stored else f"numbers of 32 bits (mode {image.mode})"
-        raise ValueError(f"{what}, of which none is said to be white: scale them to 0 .. 255 and save them with 8 bits")
+        raise ValueError(f"{what}, and nothing says which is white: scale them to 0 .. 255 and save them with 8 bits")
     if image.mode in _STRAIGHT:
         image = image.convert(_STRAIGHT[image.mode])
-    if stored.startswith("LA") and image.mode == "RGBA":  # of 16 bits, which Pillow widens to colour
+    if stored.startswith("LA") and image.mode == "RGBA":  # Pillow opens 16-bit grey with alpha as colour
         image = image.convert("LA")
     alpha = None if ground is None else _alpha(image, stored)
-    image.info.pop("transparency", None)  # else Pillow translates it in every conversion
+    image.info.pop("transparency", None)  # Pillow would convert it too, in every conversion
     if image.mode.startswith("I"):
         white = 4095 if stored == "I;12" else 65535
         image = Image.fromarray((np.asarray(image, np.float64) * (255 / white)).round().astype(np.uint8))
@@ -154,16 +155,16 @@ def _eight_bits(image: Image.Image, stored: str, ground: Ground | None) -> Image
 
 
 def _alpha(image: Image.Image, stored: str) -> Image.Image | None:
-    """Return how opaque each pixel is, "L", or None where all are wholly so."""
+    """Return the opacity of each pixel ("L"), or None if all are opaque."""
     if not image.has_transparency_data:
         return None
-    if image.mode in ("1", "L", "RGB") or image.mode.startswith("I"):  # one colour of all is transparent
+    if image.mode in ("1", "L", "RGB") or image.mode.startswith("I"):  # one colour is declared transparent
         pixels = np.asarray(image.convert("L") if image.mode == "1" else image, np.int64)
         colour = np.asarray(image.info["transparency"]) * _FULL_RANGE.get(stored, 1)
         if image.mode == "1":
-            colour = np.where(colour, 255, 0)  # 1 or 255, by the version of Pillow
+            colour = np.where(colour, 255, 0)  # 1 or 255, depending on Pillow's version
         if stored.startswith("RGB;16"):
-            colour = colour >> 8  # as Pillow has shortened the pixels
+            colour = colour >> 8  # as Pillow does with the pixels
         clear = (pixels == colour).reshape(*pixels.shape[:2], -1).all(-1)
         alpha = Image.fromarray(np.where(clear, 0, 255).astype(np.uint8))
     else:

@@ -1,6 +1,6 @@
-"""Images to learn from, in a folder or an array: opened, looked at one by one, numbered by class, and described.
+"""Open a folder or an array of images: check every image, number the classes, describe what is there.
 
-Every file is decoded once before the work begins, by the function that decodes it later.
+Every file is decoded once on opening, by the function that also decodes it later.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ from ddpm_jax.images.walk import Found, by_value, shown, walk, walk_of_before
 from ddpm_jax.pixels import picture
 from ddpm_jax.validation import check, some
 
-PAUSES = (0.2, 1.0, 3.0)  # seconds until a file that was readable is tried again: network drives come back
-_CAP = 10  # files that a message names
-_CLASSES = 12  # that a line names
+PAUSES = (0.2, 1.0, 3.0)  # seconds before a file that was readable is tried again: network drives come back
+_CAP = 10  # files that a message lists
+_CLASSES = 12  # classes that a line lists
 
 
 class UnreadableImage(OSError):
-    """An image that was readable is so no longer."""
+    """An image that was readable can no longer be read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,18 +37,18 @@ class Source:
     Attributes:
         name: what was opened, for messages.
         items: paths of files, or an array [n, h, w, c].
-        labels: the class of each, or None.
-        classes: their names.
-        found: channels as they lie there: 1 where all images are grey, else 3; arrays have as many as they have.
-        channels: what `image` gives.
-        ground: what shows through transparent pixels; None for the colours that lie hidden below.
+        labels: class of each image [n], or None.
+        classes: names of the classes.
+        found: channels of the stored images. Files: 1 if all are grey, else 3.
+        channels: channels of the images that `image` returns.
+        ground: colour below transparent pixels; None for the colours that are stored under them.
         sizes: (width, height) of the smallest and of the largest image.
-        broken: files that were left out, and why.
-        left_out: names that are no data, by the reason why.
-        files: names below the folder, also of broken files, and their bytes; empty for arrays.
-        fingerprint: of the files' names and sizes, or of an array's shape and some of its images: what a run that goes
-            on is to find again.
-        asked: whether the channels were asked for, which no network changes then.
+        broken: files that cannot be decoded and are left out, with the reason.
+        left_out: other names that are left out, by reason.
+        files: names below the folder, broken files included, and their bytes; empty for arrays.
+        fingerprint: of the files' names and sizes, or of an array's shape and some of its images; a resumed run
+            compares it.
+        asked: whether the caller chose the channels; `fitting` then leaves them alone.
     """
 
     name: str
@@ -69,10 +69,15 @@ class Source:
         return len(self.items)
 
     def image(self, index: int, least: int) -> Image.Image:
-        """Return an image; a JPEG at the smallest of its scales (1, 1/2, 1/4, 1/8) with sides of at least so many.
+        """Return an image.
+
+        Args:
+            index: number of the image.
+            least: a JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) whose sides have at least this
+                many pixels.
 
         Raises:
-            UnreadableImage: the file was readable and is so no longer, some seconds later neither.
+            UnreadableImage: the file can no longer be read, even after some seconds.
         """
         item = self.items[index]
         if isinstance(item, np.ndarray):
@@ -81,20 +86,20 @@ class Source:
         for pause in (*PAUSES, None):
             try:
                 return decode(item, ground=self.ground, channels=self.channels, least=least)
-            except Exception as error:  # Pillow's decoders raise of all kinds
+            except Exception as error:  # Pillow's decoders raise many kinds
                 if pause is None:
                     raise UnreadableImage(f"{shown(item)} can no longer be read: {reason(error)}.") from error
                 time.sleep(pause)
         raise AssertionError("The last attempt returns or raises.")
 
     def fitting(self, channels: int | None) -> "Source":
-        """Return the same images for a network of so many channels: grey pictures become colour, nothing else does."""
+        """Return the source for a network of some channels: grey files become colour for 3; all else stays as it is."""
         if channels == 3 and self.channels == 1 and self.files and not self.asked:
             return dataclasses.replace(self, channels=3)
         return self
 
     def describe(self) -> str:
-        """Return one line: images, channels, sizes, classes by number and name, and what was left out and why.
+        """Return one line: number of images, channels, sizes, classes, and what is left out and why.
 
         Example:
             >>> open_source("digits").describe()
@@ -129,21 +134,26 @@ def open_source(
     before: Mapping[str, Any] | None = None,
     like: Source | None = None,
 ) -> Source:
-    """Open a folder of images, an array or "digits", and look at every image of it once.
+    """Open a folder of images, an array or "digits", and check every image once.
 
     Args:
-        data: what `DataConfig.data` describes.
-        class_conditional, skip_broken, background, workers: as in `DataConfig`.
-        channels: its `image_channels`.
-        out: a folder to leave out, that of the run which is to begin.
-        before: what the record of a run that goes on says of its data: classes keep their numbers, transparent pixels
-            their ground, and files that only earlier versions took stay data.
-        like: the training data, for held-out data that is to have its classes, channels and ground.
+        data: a folder of images, an .npz or .npy file of uint8 images [n, h, w, c], or "digits".
+        class_conditional, skip_broken, background, workers: as in `training.DataConfig`.
+        channels: 1 or 3 to convert all images, or None.
+        out: a folder to leave out: that of the run which begins.
+        before: the `data` of a resumed run's record. Classes keep their numbers and transparent pixels their ground;
+            files that only earlier versions took are taken.
+        like: the training data, whose classes, channels and ground held-out data must have.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: no images; broken ones, which are named with the reason; an array that holds no images; classes that
-            are not there; channels that cannot be had.
+        ValueError: no images; broken images, which are named with the reason; an array that holds no images; missing
+            classes; channels that the images cannot have.
+
+    Example:
+        >>> source = open_source("digits", class_conditional=True)
+        >>> len(source), source.channels, source.classes[:3]
+        (1797, 1, ('0', '1', '2'))
     """
     argument = "data" if like is None else "held_out"
     check(data, f"`{argument}` is missing: a folder of images, an .npz or .npy file, or `digits`.")
@@ -228,7 +238,7 @@ def _folder(
 
 
 def _found(folder: Path, out: Path | None, before: Mapping[str, Any] | None) -> tuple[Found, dict[str, int | None]]:
-    """Walk a folder; as earlier versions did, if that alone gives what the run that goes on has."""
+    """Walk a folder. If only the walk of earlier versions finds the files of a resumed run, return that one's."""
     found = walk(folder, out=out)
     files = _names_and_bytes(found, folder)
     if before is None or _digest_of(files) == before["fingerprint"]:
@@ -239,12 +249,12 @@ def _found(folder: Path, out: Path | None, before: Mapping[str, Any] | None) -> 
 
 
 def _looked_at(found: Found, ground: Ground | None, workers: int) -> tuple[dict[Path, "_Look"], dict[Path, str]]:
-    """Decode every file, as a batch will; return what is seen in them, and why others cannot be decoded."""
+    """Decode every file as batches will. Return mode and size of each, and why others cannot be decoded."""
 
     def look(path: Path) -> _Look | str:
         try:
             image = decode(path, ground=ground)
-        except Exception as error:  # Pillow's decoders raise of all kinds
+        except Exception as error:  # Pillow's decoders raise many kinds
             return "the file is empty" if found.sizes[path] == 0 else reason(error)
         return _Look(image.mode, image.size)
 
@@ -261,7 +271,7 @@ class _Look(NamedTuple):
 
 
 def _numbered(names: set[str], readable: Iterable[str], before: Mapping[str, Any] | None, name: str) -> tuple[str, ...]:
-    """Return the names of the classes in the order of their numbers, which a run keeps that goes on."""
+    """Return the names of the classes in the order of their numbers. A resumed run keeps its numbers."""
     if before is None:
         return tuple(by_value(names))
     new = by_value({*readable} - {*before["classes"]})
@@ -308,7 +318,7 @@ def _converted(source: Source, channels: int | None, name: str) -> Source:
 
 
 def _made_alike(source: Source, like: Source, name: str) -> Source:
-    """Number the classes of held-out data as the training data does, and bring it to the same channels."""
+    """Give held-out data the training data's numbers of classes, and its channels."""
     unknown = sorted({*source.classes} - {*like.classes})
     check(not unknown, f"{name} has classes that `data` has not: {unknown}. Their names must be the same.")
     alike = source.channels == like.channels or source.files

@@ -1,4 +1,4 @@
-"""The files of a folder that are pictures, and what is left out and why."""
+"""Find the pictures below a folder, and say what is left out and why."""
 
 import dataclasses
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 from ddpm_jax.files import CHECKPOINT_FILE, PIPELINE_FILE, RUN_FILE, SET_FILE
 from ddpm_jax.images.picture import reason, suffixes
 
-# What marks a folder that this package, or diffusers, has written: nothing in it is data for another model.
+# Files that mark a folder written by this package or diffusers. Nothing in such a folder is data for another model.
 OURS = {
     RUN_FILE: "of a training run",
     SET_FILE: "of a set of samples",
     CHECKPOINT_FILE: "of a checkpoint",
     PIPELINE_FILE: "of a checkpoint",
 }
-# Of a folder of ours that is named as the data itself: pictures that are many in one.
+# Grids in a folder of ours, which are left out when that folder itself is named as the data.
 _GRIDS = {SET_FILE: ("grid.png", "sampling.gif"), RUN_FILE: ("learning_curve.png", "samples")}
 _OF_THE_SYSTEM = (
     *("$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "__pycache__"),
@@ -31,10 +31,10 @@ class Found:
     """What a walk found.
 
     Attributes:
-        sizes: the pictures below the folder, sorted, and the bytes of each; None where there is no file to be read.
-        unreadable: what is named as a picture or a folder and cannot be opened, and why.
-        left_out: names below the folder, by the reason why they are left out.
-        folders: names of the folders right below, but for those that are left out.
+        sizes: paths of the pictures, sorted, and their bytes; None for a path that is no readable file.
+        unreadable: pictures and folders that cannot be opened, with the reason.
+        left_out: names that are left out, by reason.
+        folders: names of the folders right below, without those that are left out.
     """
 
     sizes: dict[Path, int | None]
@@ -44,14 +44,14 @@ class Found:
 
 
 def walk(folder: Path, *, out: Path | None = None) -> Found:
-    """Find the pictures of a folder and of all folders below, links followed, each real folder once.
+    """Find the pictures in a folder and all folders below it. Links are followed; each real folder is visited once.
 
-    Left out are hidden files and folders, those that systems make for themselves, folders that this package has
-    written, and files that are no pictures. The folder itself is never left out.
+    Hidden files and folders, those of operating systems, folders that this package has written, and files that are no
+    pictures are left out. The folder itself never is.
 
     Args:
         folder: where to begin.
-        out: another folder to leave out: that of the run which is to begin, and has no mark yet.
+        out: another folder to leave out: that of the run which begins, which has no mark yet.
     """
     known, left_out, unreadable = suffixes(), {}, {}
     own = os.path.realpath(out) if out else None
@@ -73,7 +73,7 @@ def walk(folder: Path, *, out: Path | None = None) -> Found:
 
 
 def walk_of_before(folder: Path) -> Found:
-    """Find what earlier versions found, whose runs go on: fewer kinds of files, in hidden folders and ours as well."""
+    """Find what earlier versions found, for their runs: fewer kinds of files, hidden folders and ours included."""
     unreadable: dict[Path, str] = {}
     paths = [
         parent / name
@@ -85,7 +85,7 @@ def walk_of_before(folder: Path) -> Found:
 
 
 def by_value(names: set[str]) -> list[str]:
-    """Sort names of classes: by value where all are integers, else as text.
+    """Sort names of classes: by value if all are integers, else as text.
 
     Example:
         >>> by_value({"10", "2", "1"}), by_value({"10", "2", "b"})
@@ -96,12 +96,12 @@ def by_value(names: set[str]) -> list[str]:
 
 
 def shown(path: str | Path) -> str:
-    """Return a name as text that can be printed and written anywhere, also where its bytes are no UTF-8."""
+    """Return a name as printable text. Bytes that are no UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _folders(folder: Path, unreadable: dict[Path, str]) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Yield every folder with its folders, which may be cut down, and files."""
+    """Yield every folder with the names of its folders, from which the caller may remove some, and of its files."""
     seen = set()
 
     def note(error: OSError) -> None:
