@@ -159,6 +159,7 @@ class GridSampler(Sampler):
             rows = list(self._rows(process, levels))
             coefficients = np.asarray([_coefficients(schedule, row.level) for row in rows])
             rest = self._rest(levels, rows)
+            init_scale = float(self._init_scale(process, levels))
         threshold = (self.dynamic_thresholding_ratio, self.sample_max_value)
         return Table(
             t=np.asarray([row.level.t for row in rows], np.float64),
@@ -167,7 +168,7 @@ class GridSampler(Sampler):
             mix=np.asarray([row.state for row in rows]),
             ends_step=np.asarray([row.ends_step for row in rows]),
             levels=_seen_and_next(rows, levels[-1]),
-            init_scale=float(self._init_scale(process, levels)),
+            init_scale=init_scale,
             clip=self.clip,
             threshold=threshold if self.thresholding else None,
             draws=self._draws,

@@ -135,8 +135,6 @@ class Table:
         )
         known = ("fixed", *LEARNED)
         check(self.variance in known, f"`variance` must be one of {list(known)}, not {self.variance!r}.")
-        noise = self.variance != "fixed" or self.langevin is not None or np.any(np.asarray(self.mix)[..., -1])
-        check(self.draws or not noise, "`draws` is False, but rows have weights for noise, or a learned variance.")
         numbers = (self.x_0_coefs, self.eps_coefs, self.mix)
         if not all(np.all(np.isfinite(array)) for array in numbers):
             raise ValueError(
@@ -145,6 +143,8 @@ class Table:
                 "Choose another `timestep_spacing` or `timesteps`; a v_prediction network can begin at zero SNR on "
                 "leading, linspace, trailing and quadratic grids."
             )
+        noise = self.variance != "fixed" or self.langevin is not None or np.any(np.asarray(self.mix)[..., -1])
+        check(self.draws or not noise, "`draws` is False, but rows have weights for noise, or a learned variance.")
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape that each array must have."""
