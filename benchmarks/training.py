@@ -29,6 +29,8 @@ from pathlib import Path
 
 NETS = ("small-32", "cifar10")  # those of the presets
 PEERS = ("ours", "eager", "channels_last")
+# Ours with JAX's own gradients, with sums as products, and with Winograd's convolutions as well (`models.cpu_gradients`).
+FORMS = ("ours_plain", "ours_products", "ours_transformed")
 STEPS = 8
 CLASSES = {  # of operations: an event belongs to the first whose words are in its name
     "convolutions": ("conv_general", "convolution"),
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="a peer under torch.compile")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--forms", action="store_true", help="ours alone, with each kind of gradients on a CPU")
     parser.add_argument("--profile", action="store_true", help="where the time of a step goes (CPU)")
     parser.add_argument("--data", help="measure the data pipeline on this folder instead")
     parser.add_argument("--resolution", type=int, default=32)
@@ -61,7 +64,7 @@ def main() -> None:
         print(json.dumps(work(*options.worker, options)))
         return
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}", flush=True)
-    peers = (*PEERS, "compiled") if options.compile else PEERS
+    peers = FORMS if options.forms else (*PEERS, "compiled") if options.compile else PEERS
     show = profile_line if options.profile else speed_line
     results = {}
     for net in options.nets:
@@ -81,6 +84,11 @@ def speed_line(rounds: list[dict], peer: str, options) -> str:
     rate = options.batch_size / statistics.median(numbers[peer]["seconds"] for numbers in rounds)
     memory = statistics.median(numbers[peer]["peak_mb"] for numbers in rounds)
     line = f"{rate:9.2f} images/s   peak {memory:6.0f} MB"
+    if peer in FORMS:
+        first = statistics.median(numbers[peer]["first"] for numbers in rounds)
+        ratios = sorted(numbers[peer]["seconds"] / numbers[FORMS[0]]["seconds"] for numbers in rounds)
+        line += f"   {statistics.median(ratios):.2f} of plain ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
+        return f"{line}, begins in {first:.0f} s"
     if peer == "ours":
         return line
     ratios = sorted(numbers[peer]["seconds"] / numbers["ours"]["seconds"] for numbers in rounds)
@@ -110,8 +118,12 @@ def work(net: str, peer: str, options) -> dict[str, float]:
 
     if options.profile and peer == "ours" and jax.default_backend() != "cpu":
         raise RuntimeError("--profile reads the threads of a CPU; set JAX_PLATFORMS=cpu and hide the accelerator.")
-    step, wait = ours(net, options) if peer == "ours" else theirs(net, peer, options)
-    for _ in range(3 if peer == "compiled" else 2):
+    begun = time.perf_counter()
+    step, wait = ours(net, options, peer) if peer.startswith("ours") else theirs(net, peer, options)
+    step()
+    wait()
+    first = time.perf_counter() - begun
+    for _ in range(2 if peer == "compiled" else 1):
         step()
     wait()
 
@@ -124,7 +136,7 @@ def work(net: str, peer: str, options) -> dict[str, float]:
 
     if options.profile:
         return profile_ours(steps, options) if peer == "ours" else profile_theirs(steps, options)
-    return {"seconds": steps(), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": steps(), "first": first, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def classify(times: dict[str, float]) -> dict[str, float]:
@@ -189,14 +201,18 @@ def settings(net: str, options):
     return Plan(network(config, 32, 3), config)
 
 
-def ours(net: str, options) -> tuple[Callable[[], None], Callable[[], None]]:
+def ours(net: str, options, form: str) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return a function that does a step of ddpm_jax, and one that waits for it."""
     import jax
     import numpy as np
 
     from ddpm_jax import init, sharding
+    from ddpm_jax.models import cost
     from ddpm_jax.training.step import compiled, create
 
+    if form in FORMS:
+        cost.PRODUCTS_SECONDS = float("inf") if form == "ours_plain" else 0.0
+        cost.TRAINED_TRANSFORM_SECONDS = 0.0 if form == "ours_transformed" else float("inf")
     plan, mesh = settings(net, options), sharding.data_mesh()
     state = create(plan, init(jax.random.key(0), plan.network).weights, mesh)
     run_step = compiled(plan, state, mesh)

@@ -12,6 +12,10 @@ from ddpm_jax.models.layout import Convolution
 # Of a convolution by Winograd's transforms: what compiling it takes longer, and what it saves a FLOP of the plain one.
 TRANSFORM_SECONDS = 0.068  # 0.03 to 0.10, by network
 SAVED_A_FLOP = 2.0e-12  # 0.9 to 3.7
+# Of the sums of group norms as products, in sampling: what compiling takes longer, a convolution; what they save, a
+# number that the convolutions are given.
+NORM_SECONDS = 0.01
+NORM_SAVED = 2.0e-10
 # The same of a training step, whose gradient by the input is transformed too (`models.cpu_gradients`).
 TRAINED_TRANSFORM_SECONDS = 0.4
 TRAINED_SAVED_A_FLOP = 1.4e-12
@@ -43,6 +47,18 @@ def transform_pays(convolution: Convolution, images: int) -> bool:
         (False, True)
     """
     return flops(convolution) * images * SAVED_A_FLOP > TRANSFORM_SECONDS
+
+
+def norms_pay(convolutions: Sequence[Convolution], images: int) -> bool:
+    """Tell whether the sums of group norms as products save more seconds in sampling so many images than they cost.
+
+    Example:
+        >>> convolutions = [Convolution((), (3, 3), 1, None, (16, 16, 128), 128)]
+        >>> norms_pay(convolutions, 10), norms_pay(convolutions, 10_000)
+        (False, True)
+    """
+    numbers = sum(math.prod(each.in_shape) for each in convolutions)
+    return numbers * images * NORM_SAVED > len(convolutions) * NORM_SECONDS
 
 
 def trained_transform_pays(convolution: Convolution, images: int) -> bool:

@@ -108,8 +108,7 @@ def _intercept(choice: Choice, next_function, args, kwargs, context):
         return next_function(*args, **kwargs)
     weight = functools.partial(module.get_variable, "params")
     if choice.products and isinstance(module, nn.GroupNorm):
-        x = args[0].reshape(args[0].shape[0], -1, 1, args[0].shape[-1])
-        return group_norm(x, weight("scale"), weight("bias"), module.num_groups, module.epsilon).reshape(args[0].shape)
+        return group_norm(args[0], weight("scale"), weight("bias"), module.num_groups, module.epsilon)
     if isinstance(module, nn.Conv):
         if module.path in choice.transformed:
             y = convolve(args[0], weight("kernel"))

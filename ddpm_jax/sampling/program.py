@@ -27,6 +27,7 @@ class Static(NamedTuple):
         batch_size: images without the padding that splits them evenly over the mesh; None if it is symbolic.
         num_frames: frames to record on the way.
         hooks: functions that step into every row.
+        products: sum over pixels by matrix products, on a CPU.
     """
 
     unet: UNetConfig
@@ -36,6 +37,7 @@ class Static(NamedTuple):
     batch_size: int | None
     num_frames: int = 0
     hooks: Hooks = NO_HOOKS
+    products: bool = False
 
 
 class Origin(NamedTuple):
@@ -105,7 +107,7 @@ def advance(static: Static, inputs: Inputs, state: jax.Array, keys: ImageKeys | 
 
     def net_fn(x, cond, labels):
         t, projection = cond
-        return hoist.run(unet, weights, x, t, labels, projection)
+        return hoist.run(unet, weights, x, t, labels, projection, products=static.products)
 
     if inputs.condition.guidance_scale is not None:
         net_fn = guided(net_fn, inputs.condition, unet.in_channels)
