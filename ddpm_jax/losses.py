@@ -1,4 +1,4 @@
-"""What training minimises: functions f(params, key, x_0) that draw a timestep and noise for each image.
+"""The losses that training minimises: functions f(params, key, x_0) that draw a timestep and noise for each image.
 
 Like a sample, the loss of image i depends on (key, i) alone, whatever the batch it is part of.
 """

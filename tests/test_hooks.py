@@ -9,7 +9,7 @@ from known_models import EPS, X0, exact, gaussian, own_schedule
 from test_sampling import count_compiles
 
 import ddpm_jax
-from ddpm_jax import samplers
+from ddpm_jax import compilation, samplers
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import DDIM, DDPM, SAMPLERS, Hooks
 from ddpm_jax.sampling import program
@@ -204,6 +204,16 @@ class TestThroughTheProgramOfSampling:
         with count_compiles() as compiled:
             still = self.images(params, Hooks(), 0.9)
         assert compiled and np.abs(other - still).max() > 1e-3  # so that the line above can fail
+
+    def test_its_program_is_not_kept_on_disk(self, tmp_path, monkeypatch):
+        """A file would not tell one user's function from another's."""
+        monkeypatch.setattr(compilation, "_kept", None)  # and back at the end
+        compilation.keep_programs(tmp_path, 2**30)
+        params = small_params()
+        self.images(params, Hooks(denoise=measured), 0.3)
+        assert list(tmp_path.iterdir()) == []
+        self.images(params, Hooks(), 0.3)
+        assert len(list(tmp_path.iterdir())) == 1
 
     def test_image_i_depends_on_its_key_alone(self):
         params = small_params(schedule=SHORT)

@@ -44,7 +44,7 @@ def loop(params, sampler, batch_size=2, labels=None, guidance=None):
 
 SAMPLERS = [
     samplers.DDPM(),
-    samplers.DDIM(num_steps=6, eta=0.7),
+    samplers.DDIM(num_steps=6, eta=0.7, set_alpha_to_one=False),  # whose result is not the last x_0_hat
     samplers.DPMSolverPP(num_steps=6, solver_order=3, clip=1.0),
     samplers.Heun(num_steps=5, s_churn=4.0, clip=1.0),
 ]

@@ -98,6 +98,15 @@ def test_levels_of_an_inversion():
     np.testing.assert_allclose(table.levels[:-1, 1], table.levels[:-1, 0])
 
 
+def test_levels_of_the_predictor_corrector():
+    """The state's own: what the network is told is a little less, by `sampling_eps`. A correction keeps the level."""
+    table = SAMPLERS["score-sde-ve"](num_steps=6, sampling_eps=1e-2).table(VE)
+    sigmas = np.geomspace(50, 0.01, 6)
+    np.testing.assert_allclose(table.levels[:, 0, 1], np.repeat(sigmas, 2), rtol=1e-9)
+    np.testing.assert_allclose(table.levels[:, 1, 1], [*np.repeat(sigmas, 2)[1:], 0], rtol=1e-9)
+    assert np.all(table.t[2:] > 1.01 * table.levels[2:, 0, 1])
+
+
 class TestPart:
     @pytest.mark.parametrize(
         "name, knobs", [("ddpm", {}), ("ddim", {"eta": 1.0}), ("euler-a", {}), ("heun", {"s_churn": 2.0})]

@@ -119,10 +119,10 @@ def _combined(matrix: np.ndarray, images: list[Array]) -> list[Array]:
 
 
 def transform_weights(config: UNetConfig, weights: PyTree, batch_size: int, evaluations: int) -> PyTree:
-    """Return the weights of a network with the kernels transformed of those convolutions that gain by it.
+    """Return the weights, with kernels transformed where that is faster.
 
-    Nothing but a network under `intercept` can run on them. A convolution gains where it saves more seconds in all
-    evaluations than compiling its transforms takes (`models.cost`).
+    Only a network under `intercept` can run on them. A transform is faster where it saves more seconds in all
+    evaluations than compiling it takes (`models.cost`).
 
     Args:
         config: of the network.
@@ -144,7 +144,7 @@ def is_transformed(weights: PyTree) -> bool:
 
 
 def transforms(convolution: Convolution, batch_size: int, evaluations: int) -> bool:
-    """Tell whether a convolution can be transformed, and gains by it."""
+    """Tell whether a convolution can be transformed and is faster for it."""
     height, width, channels = convolution.in_shape
     can = (
         convolution.kernel_size == (3, 3)

@@ -1,4 +1,4 @@
-"""Which knobs of a sampler do nothing beside its others: they are refused, and dropped where a file brings them."""
+"""Sampler knobs that have no effect beside the others: refuse them, or drop them where a file sets them."""
 
 import types
 from collections.abc import Callable, Mapping
@@ -8,12 +8,12 @@ from ddpm_jax.validation import check
 
 
 class Acts(NamedTuple):
-    """Say where some knobs act. Elsewhere only their defaults are taken.
+    """A rule: some knobs act only under a condition. Where it does not hold they must have their defaults.
 
     Attributes:
         names: the knobs.
-        where: tells it of all knobs; they may not be checked yet.
-        words: the same for people, after "it acts".
+        where: the condition, a function of all knobs, which may not be checked yet.
+        words: the condition in words, which follow "it acts".
     """
 
     names: tuple[str, ...]
@@ -22,11 +22,11 @@ class Acts(NamedTuple):
 
 
 def idle_knobs(sampler: type, knobs: Mapping[str, Any]) -> dict[str, str]:
-    """Return the knobs that are set and do nothing beside the others, and where each would act.
+    """Return the knobs that are set and have no effect beside the others, each with the condition under which it acts.
 
     Args:
-        sampler: a dataclass; `_acts` of it and of its parents are the rules.
-        knobs: those that are set.
+        sampler: a dataclass; its rules are the `_acts` of the class and of its parents.
+        knobs: the knobs that are set, by name.
 
     Example:
         >>> idle_knobs(ddpm_jax.samplers.Heun, {"s_noise": 1.003})
@@ -44,7 +44,7 @@ def idle_knobs(sampler: type, knobs: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check_effects(sampler: Any) -> None:
-    """Refuse a sampler with a knob that does nothing."""
+    """Refuse a sampler with a knob that has no effect."""
     fields = type(sampler).__dataclass_fields__
     for name, words in idle_knobs(type(sampler), {name: getattr(sampler, name) for name in fields}).items():
         value, default = getattr(sampler, name), fields[name].default
@@ -55,7 +55,9 @@ def check_effects(sampler: Any) -> None:
 
 
 def with_effects(sampler: type, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-    """Return a sampler with its own knobs, as of a file, and given ones, which win and switch off own ones.
+    """Return a sampler with the knobs of a file and given ones.
+
+    Given ones win. A knob of the file that has no effect beside them is dropped.
 
     Example:
         >>> own = {"timestep_spacing": "leading", "steps_offset": 1}
