@@ -29,7 +29,7 @@ from pathlib import Path
 
 NETS = ("small-32", "cifar10")  # those of the presets
 PEERS = ("ours", "eager", "channels_last")
-# Ours with JAX's own gradients, with sums as products, and with Winograd's convolutions as well (`models.cpu_gradients`).
+# Ours with JAX's own gradients; with sums as products; with Winograd's convolutions too (`models.cpu_gradients`).
 FORMS = ("ours_plain", "ours_products", "ours_transformed")
 STEPS = 8
 CLASSES = {  # of operations: an event belongs to the first whose words are in its name

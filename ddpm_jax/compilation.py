@@ -1,4 +1,4 @@
-"""How the public functions run: compiled once a meaning with the backend's options, or as a part of the caller's."""
+"""Compile each public function once for each function, static value and argument types, or inline it when traced."""
 
 import functools
 import logging
@@ -26,26 +26,28 @@ _kept: KeptPrograms | None = None
 
 
 def keep_programs(folder: Path, most_bytes: int) -> None:
-    """Keep the programs of `call` in a folder, and take them from there: for commands, which run once.
+    """Store the programs of `call` in a folder and load them from there: for commands, which run once.
 
-    On one device alone; several share JAX's own cache.
+    On one device only; several devices use JAX's own cache.
     """
     global _kept
     _kept = KeptPrograms(folder, most_bytes) if jax.device_count() == 1 else None
 
 
-def call(function: Callable, static: Hashable, *args: Any, quick: bool = False) -> Any:
+def call(function: Callable, static: Hashable, *args: Any, quick: bool = False, keep: bool = True) -> Any:
     """Return function(static, *args), compiled once for each `function`, `static` and kind of arguments.
 
-    Where an argument is a tracer (somebody jits, vmaps or differentiates the caller) the program becomes a part of the
-    caller's, without compiler options, which XLA refuses there.
+    Where an argument is a tracer (the caller is jitted, vmapped or differentiated) the function is inlined into the
+    caller's program, without compiler options, which XLA refuses there.
 
     Args:
         quick: compile at LLVM's level 1, for programs that spend their time in library calls.
+        keep: whether `keep_programs` may store the program. Not where `static` holds functions of a user: a file is
+            found by what the package is made of, which does not tell them apart.
     """
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
         return _inlined(function)(static, *args)
-    if _kept is not None:
+    if _kept is not None and keep:
         return _kept.program(function, static, args, options(quick=quick))(*args)
     return _jitted(function, quick)(static, *args)
 
@@ -61,7 +63,7 @@ def _jitted(function: Callable, quick: bool) -> Callable:
 
 
 def options(*, quick: bool = False) -> dict[str, Any]:
-    """Return the backend's compiler options, those that this XLA knows."""
+    """Return the compiler options for the backend that this XLA knows."""
     if jax.default_backend() != "cpu":
         return {}
     return known_options(_CPU_OPTIONS | (_QUICK if quick else {}))

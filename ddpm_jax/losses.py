@@ -1,4 +1,4 @@
-"""Training losses f(params, key, x_0): each image gets its own timestep and noise.
+"""The losses that training minimises: functions f(params, key, x_0) that draw a timestep and noise for each image.
 
 The loss of image i depends on (key, i) alone, not on its batch.
 """

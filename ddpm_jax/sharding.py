@@ -34,9 +34,9 @@ def data_mesh(devices: Any = None) -> Mesh:
 
 
 def mesh_of(weights: PyTree) -> Mesh:
-    """Return the mesh that weights were placed on by their owner, or the mesh over all devices.
+    """Return the mesh that weights are committed to, or the mesh over all devices.
 
-    Weights that nobody placed are not committed to a device, and do not decide.
+    Uncommitted weights do not determine the mesh.
     """
     for leaf in jax.tree.leaves(weights):
         if isinstance(leaf, jax.Array) and leaf.committed:
@@ -52,7 +52,7 @@ def auto(mesh: Mesh) -> Mesh:
 
 
 def replicate(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
-    """Put weights whole on every device, once: calls of `sample` then find them there.
+    """Replicate weights on every device, once for all calls of `sample`.
 
     Without it, `sample` on several devices copies the weights to each of them in every call.
 
@@ -84,7 +84,7 @@ def place(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
 
 
 def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """Put an array that every process holds whole on its devices, each process on its own."""
+    """Shard an array of which every process has a full copy: each fills its own shards, and nothing is sent."""
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

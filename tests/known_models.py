@@ -15,15 +15,18 @@ Everything is NCHW outside, as diffusers' numbers are. Where the golden numbers 
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import integrate
 from torch_random import TorchGenerator
 
 from ddpm_jax import samplers
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import DDPM
+from ddpm_jax.samplers.grids import Process
 from ddpm_jax.schedule import alphas_cumprod
 
 V = ScheduleConfig(prediction_type="v_prediction")
@@ -62,7 +65,8 @@ def nonlinear(x, t):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _run(net_fn, table, x_T, key, noise):
+def run_jitted(net_fn, table, x_T, key, noise=None):
+    """`samplers.run`, compiled once for all tables of a shape."""
     return samplers.run(net_fn, table, x_T, key, noise=noise)
 
 
@@ -73,7 +77,7 @@ def run_table(net_fn, table, x_T, key=None, noise=None):
     if noise is not None:
         extra = table.num_rows - len(noise)
         noise = np.concatenate([noise, np.zeros((extra, *noise.shape[1:]))]).astype(x_T.dtype)
-    return np.asarray(_run(net_fn, table, x_T, key, noise))
+    return np.asarray(run_jitted(net_fn, table, x_T, key, noise))
 
 
 def run(sampler, schedule=EPS, model=dummy, start=None, seed=None, first_row=0, told=None):
@@ -116,3 +120,95 @@ def gaussian(schedule, mean=0.3, std=0.25):
 
 def gaussian_start():
     return (1.2 * np.sin(0.7 * np.arange(768))).astype(np.float32).reshape(4, 3, 8, 8)
+
+
+def log_linear_levels(schedule):
+    """signal and sigma as functions of fractional timesteps, log-linear in t as the samplers' grids of ratios are."""
+    process = Process.of(schedule)
+    log_ratios = jnp.asarray(np.log(process.sigmas / process.signals))
+
+    def at(t, dtype):
+        ratio = jnp.exp(jnp.interp(t, jnp.arange(len(log_ratios)), log_ratios)).astype(dtype)
+        signal = 1 / jnp.sqrt(1 + ratio**2)
+        return signal, ratio * signal
+
+    return at
+
+
+@functools.cache
+def exact(schedule):
+    """The exact eps, or score, for data N(0.3, 0.25^2)."""
+    levels = log_linear_levels(schedule)
+
+    def net_fn(x, t):
+        if schedule.kind == "ve":
+            return (0.3 - x) / (0.25**2 + t**2)  # the score
+        signal, sigma = levels(t, x.dtype)
+        return sigma / (signal**2 * 0.25**2 + sigma**2) * (x - 0.3 * signal)
+
+    return net_fn
+
+
+class Mixture(NamedTuple):
+    """Data of two Gaussians, pixel by pixel: what one Gaussian cannot show, a posterior mean that is not linear."""
+
+    weights: tuple = (0.4, 0.6)
+    means: tuple = (-0.5, 0.4)
+    stds: tuple = (0.25, 0.15)
+
+    def _components(self, x, signal, sigma, xp):
+        """Each component's probability given x_t, and the score of its own marginal."""
+        columns = [xp.asarray(numbers, dtype=x.dtype) for numbers in self]
+        weights, means, stds = (column.reshape(2, *[1] * x.ndim) for column in columns)
+        variance = signal**2 * stds**2 + sigma**2
+        score = (signal * means - x[None]) / variance
+        log_density = xp.log(weights) + score * (x[None] - signal * means) / 2 - xp.log(variance) / 2
+        share = xp.exp(log_density - log_density.max(0, keepdims=True))
+        return share / share.sum(0, keepdims=True), score
+
+    def score(self, x, signal, sigma, xp=jnp):
+        """The gradient of log q(x_t)."""
+        share, score = self._components(x, signal, sigma, xp)
+        return (share * score).sum(0)
+
+    def x_0_hat(self, x, signal, sigma, xp=jnp):
+        """E[x_0 | x_t], by Tweedie's formula."""
+        return (x + sigma**2 * self.score(x, signal, sigma, xp)) / signal
+
+    def moments(self):
+        """Mean, standard deviation and third central moment of the data."""
+        weights, means, stds = (np.asarray(numbers) for numbers in self)
+        mean = weights @ means
+        away = means - mean
+        return mean, np.sqrt(weights @ (stds**2 + away**2)), weights @ (away**3 + 3 * away * stds**2)
+
+
+@functools.cache
+def mixture(schedule):
+    """The exact eps, or score, for data of a `Mixture`."""
+    levels = log_linear_levels(schedule)
+
+    def net_fn(x, t):
+        if schedule.kind == "ve":
+            return Mixture().score(x, 1.0, t.astype(x.dtype))
+        signal, sigma = levels(t, x.dtype)
+        return -sigma * Mixture().score(x, signal, sigma)
+
+    return net_fn
+
+
+def mixture_flow(x, start, end):
+    """The exact flow of a `Mixture` from one level (signal, sigma) to another, by scipy's integrator of order 8.
+
+    dy / dr = eps_hat for y = x / signal, r = sigma / signal (Karras et al. 2022, eq. 4), in log r.
+    """
+    (signal, sigma), (last_signal, last_sigma) = start, end
+
+    def slope(log_r, y):
+        r = np.exp(log_r)
+        signal = 1 / np.sqrt(1 + r**2)
+        return -(r**2) * signal * Mixture().score(signal * y, signal, r * signal, np)
+
+    span = np.log(sigma / signal), np.log(last_sigma / last_signal)
+    solved = integrate.solve_ivp(slope, span, np.ravel(x) / signal, "DOP853", rtol=1e-12, atol=1e-13)
+    return (last_signal * solved.y[:, -1]).reshape(np.shape(x))

@@ -1,6 +1,8 @@
 """What is done before the loop changes no image: hoisted time projections, cast weights, Winograd's convolutions."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +152,35 @@ def test_expected_calls_count_as_evaluations(monkeypatch):
     np.testing.assert_allclose(once, often, atol=1e-5)  # but for Winograd's rounding
     with pytest.raises(ValueError, match="`expected_calls` must be at least 1, not 0"):
         draw(expected_calls=0)
+
+
+def test_kernels_are_transformed_once_a_model(monkeypatch):
+    """And kept for as long as its weights live; those of numpy arrays, which may change, are not."""
+    params = random_params(UNetConfig(**NETS["plain"]))
+    calls = []
+    real = winograd.transform_kernel
+    monkeypatch.setattr(winograd, "transform_kernel", lambda kernel: calls.append(kernel.shape) or real(kernel))
+    unet = params.config.unet
+    transform = lambda weights: winograd.transform_weights(unet, weights, 2, 10**6)
+    one, other = transform(params.weights), transform(params.weights)
+    count = len(transformed(one))
+    assert count > 3 and len(calls) == count
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    moved = transform(jax.tree.map(lambda leaf: leaf + 1, params.weights))
+    assert len(calls) == 2 * count
+    layer = lambda weights: weights["down_blocks_0"]["resnets_0"]["conv1"][winograd.NAME][0]
+    assert np.abs(layer(moved) - layer(one)).max() > 0.1
+    plain = jax.tree.map(np.array, params.weights)  # copies: views would keep the weights alive
+    for _ in range(2):
+        transform(plain)
+    assert len(calls) == 4 * count
+    kept = weakref.ref(layer(one))
+    del one, other
+    gc.collect()
+    assert kept() is not None
+    del params
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.slow

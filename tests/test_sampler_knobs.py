@@ -88,9 +88,12 @@ def test_a_knob_that_does_nothing_is_refused(sampler, knobs, cure):
     sampler(**knobs | cure)
 
 
+LISTED = SAMPLERS | {"ddim-inverse": DDIMInverse}
+
+
 def numbers(sampler):
     """All that a sampler does to a run."""
-    table = sampler.table(own_schedule(next(name for name, cls in SAMPLERS.items() if type(sampler) is cls)))
+    table = sampler.table(own_schedule(next(name for name, cls in LISTED.items() if type(sampler) is cls)))
     rows = jax.tree.map(np.asarray, table.rows(np.float64))
     return [table.switches, table.init_scale, *(array.tolist() for array in rows)]
 
@@ -128,29 +131,30 @@ OTHER = {
     "snr": (0.2, {}),
     "correct_steps": (2, {}),
     "sampling_eps": (1e-3, {}),
+    "num_iterations": (2, {}),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Ancestral sampling")
 @pytest.mark.parametrize(
-    "name, knob", [(name, field.name) for name, cls in SAMPLERS.items() for field in dataclasses.fields(cls)]
+    "name, knob", [(name, field.name) for name, cls in LISTED.items() for field in dataclasses.fields(cls)]
 )
 def test_every_knob_acts(name, knob):
     """Changed alone it changes the run, or is refused; and beside what it needs it changes the run."""
     value, beside = OTHER[knob]
-    fields = {field.name: field.default for field in dataclasses.fields(SAMPLERS[name])}
+    fields = {field.name: field.default for field in dataclasses.fields(LISTED[name])}
     if value == fields[knob]:
         value = value / 2 if isinstance(value, float) else not value
     value = value(name) if callable(value) else value
     base = {} if knob in ("num_steps", "timesteps") else {"num_steps": 10}
     try:
-        changed = SAMPLERS[name](**base, **{knob: value})
+        changed = LISTED[name](**base, **{knob: value})
     except ValueError as error:
         assert f"`{knob}` does nothing here, set to {value!r}: " in str(error)
     else:
-        assert numbers(changed) != numbers(SAMPLERS[name](**base))
+        assert numbers(changed) != numbers(LISTED[name](**base))
     base |= beside
-    assert numbers(SAMPLERS[name](**base, **{knob: value})) != numbers(SAMPLERS[name](**base))
+    assert numbers(LISTED[name](**base, **{knob: value})) != numbers(LISTED[name](**base))
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 10, 50])

@@ -125,10 +125,10 @@ def _combined(matrix: np.ndarray, images: Sequence[Any]) -> list[Any]:
 
 
 def transform_weights(config: UNetConfig, weights: PyTree, batch_size: int, evaluations: int) -> PyTree:
-    """Return the weights of a network with the kernels transformed of those convolutions that gain by it.
+    """Return the weights, with kernels transformed where that is faster.
 
-    Nothing but a network under `intercept` can run on them. A convolution gains where it saves more seconds in all
-    evaluations than compiling its transforms takes (`models.cost`).
+    Only a network under `intercept` can run on them. A transform is faster where it saves more seconds in all
+    evaluations than compiling it takes (`models.cost`).
 
     Args:
         config: of the network.
@@ -150,7 +150,7 @@ def is_transformed(weights: PyTree) -> bool:
 
 
 def transforms(convolution: Convolution, batch_size: int, evaluations: int) -> bool:
-    """Tell whether a convolution can be transformed, and gains by it."""
+    """Tell whether a convolution can be transformed and is faster for it."""
     return can_transform(convolution, batch_size) and transform_pays(convolution, batch_size * evaluations)
 
 

@@ -42,7 +42,7 @@ class DDPM(ChainSampler):
 
     x_s = mean of q(x_s | x_t, x_0_hat) + sigma noise                       (eqs. 6, 7 and 11)
 
-    No noise after the last row. diffusers draws it there whenever t > 0, which for a trailing grid with
+    The last row adds no noise. diffusers adds it there whenever t > 0, which for a trailing grid with
     "fixed_large" leaves noise in the image.
 
     Attributes:
@@ -55,7 +55,7 @@ class DDPM(ChainSampler):
             "learned_range": between the two fixed ones in logarithms, by the second half of the channels
             (Nichol & Dhariwal 2021, eq. 15).
 
-    Few steps with "fixed_large" ruin images, so that warns. (On CIFAR-10 at 20 steps FID 137.)
+    Few steps with "fixed_large" ruin images, so the table warns. (On CIFAR-10 at 20 steps the FID is 137.)
 
     Example:
         >>> DDPM(num_steps=250).table(ScheduleConfig()).t[:3].tolist()

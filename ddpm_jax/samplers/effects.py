@@ -1,4 +1,4 @@
-"""Knobs of a sampler that do nothing beside its other knobs: they are refused, or dropped where a file brings them."""
+"""Sampler knobs that have no effect beside the others: refuse them, or drop them where a file sets them."""
 
 import types
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from ddpm_jax.validation import Rule
 
 
 def idle_knobs(sampler: type, knobs: Mapping[str, Any]) -> dict[str, Rule]:
-    """Return the knobs that are set and do nothing beside the others, with the rule that says where each would act.
+    """Return the knobs that are set and have no effect beside the others, each with the rule that says where it acts.
 
     Args:
-        sampler: a dataclass; ACTS of it and of its parents are the rules.
-        knobs: those that are set; they may not be checked yet.
+        sampler: a dataclass; its rules are the `ACTS` of the class and of its parents.
+        knobs: the knobs that are set, by name; they may not be checked yet.
 
     Example:
         >>> idle_knobs(ddpm_jax.samplers.Heun, {"s_noise": 1.003})["s_noise"].words
@@ -29,7 +29,7 @@ def idle_knobs(sampler: type, knobs: Mapping[str, Any]) -> dict[str, Rule]:
 
 
 def check_effects(sampler: Any) -> None:
-    """Refuse a sampler with a knob that does nothing.
+    """Refuse a sampler with a knob that has no effect.
 
     Raises:
         ValueError: names the knob, its value, where it would act, and its default.
@@ -44,7 +44,9 @@ def check_effects(sampler: Any) -> None:
 
 
 def with_effects(sampler: type, own: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
-    """Return a sampler with knobs of its file and given ones; given ones win, and idle ones of the file are dropped.
+    """Return a sampler with the knobs of a file and given ones.
+
+    Given ones win. A knob of the file that has no effect beside them is dropped.
 
     Example:
         >>> own = {"timestep_spacing": "leading", "steps_offset": 1}

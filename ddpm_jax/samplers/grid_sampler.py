@@ -1,4 +1,4 @@
-"""What all samplers share that visit a grid of noise levels: its knobs, and how their rows become a table."""
+"""The base class of samplers that visit a grid of noise levels: its knobs, and the table made of its rows."""
 
 import abc
 import dataclasses
@@ -48,7 +48,7 @@ def basis(num_images: int) -> np.ndarray:
 
 
 def eps_of(level: Level, x: np.ndarray, x_0: np.ndarray) -> np.ndarray:
-    """Return the eps_hat that belongs to x_0_hat, so that what clips the one acts on the other.
+    """Write eps_hat in terms of x_0_hat, so that clipping x_0_hat changes eps_hat too.
 
     Example:
         >>> x, x_0, eps, noise = basis(1)
@@ -73,21 +73,21 @@ def moved(s: Level, x: np.ndarray, t: Level, eps: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridSampler(Sampler):
-    """A sampler that goes down a grid of noise levels; names are diffusers', but for `clip`.
+    """A sampler that goes down a grid of noise levels. Its knobs have diffusers' names, except `clip`.
 
-    A knob that does nothing beside the others is refused.
+    A knob that has no effect beside the others is refused.
 
     Attributes:
-        num_steps: N, intervals of the grid; None is the sampler's own number, `default_steps`, or as many as the grid
-            has where they are fewer.
+        num_steps: N, intervals of the grid. None means `default_steps`, or all timesteps of the grid where it has
+            fewer.
         clip: clips x_0_hat to [-clip, clip] (`clip_sample`, `clip_sample_range`); None leaves it alone.
         thresholding: dynamic thresholding per image instead of clipping (Saharia et al. 2022): divide by the
             `dynamic_thresholding_ratio` quantile of |x_0_hat|, held between 1 and `sample_max_value`.
         timestep_spacing: "leading", "linspace", "trailing", "quadratic", "logsnr" (alias "exponential"), "karras" or
             "beta"; see `grids.levels`.
         steps_offset: added to the leading grid.
-        timesteps: a grid of one's own, strictly falling, fractions allowed, instead of num_steps, spacing and offset.
-        default_steps: of the class; None is every training timestep.
+        timesteps: a custom grid instead of num_steps, spacing and offset: strictly falling, fractions allowed.
+        default_steps: of the class; None means every training timestep.
     """
 
     default_steps: ClassVar[int | None] = 20
@@ -139,7 +139,7 @@ class GridSampler(Sampler):
         if self.timesteps is not None:
             good = isinstance(self.timesteps, list | tuple)
             check(good, f"`timesteps` must be a list of numbers, not {self.timesteps!r}.")
-            object.__setattr__(self, "timesteps", tuple(self.timesteps))  # a list would not hash
+            object.__setattr__(self, "timesteps", tuple(self.timesteps))  # a list has no hash
         check_effects(self)
 
     def _check_flags(self, *names: str) -> None:
@@ -192,7 +192,7 @@ class GridSampler(Sampler):
         return [*grid, self._end(process)]
 
     def _num_steps(self, process: Process) -> int:
-        """Return N: what is asked for, or the default, which fits any schedule."""
+        """Return N: `num_steps`, or a default that fits any schedule."""
         if self.num_steps is not None:
             return self.num_steps
         offset = self.steps_offset if self.timestep_spacing == "leading" else 0

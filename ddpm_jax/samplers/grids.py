@@ -1,4 +1,4 @@
-"""Where samplers evaluate the network: noise levels, and the grids over them.
+"""Noise levels, and the grids of levels at which samplers evaluate the network.
 
 A noise level is x_t = signal x_0 + sigma eps. Variance-preserving processes have signal^2 + sigma^2 = 1, variance-
 exploding ones signal = 1. Their ratio sigma / signal is what most of the literature on solvers calls sigma.

@@ -1,4 +1,4 @@
-"""DDIM backwards: from an image to the noise that DDIM makes it from."""
+"""DDIM inverted: from an image to the noise from which DDIM makes it."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ class DDIMInverse(GridSampler):
         x_t / sqrt(alpha_bar_t) = x_s / sqrt(alpha_bar_s) + (ratio_t - ratio_s) eps_hat(x_t, t)
 
     which is found by iteration from the guess x_t = x_s. One iteration is the usual inversion, of first order; several
-    converge to the noise that DDIM returns to the image exactly. (Four digits of digits-16, 25 steps there and back:
-    mean error 0.023 with one iteration, 0.006 with three, 0.002 with twelve.)
+    converge to the noise from which DDIM returns exactly to the image. (Four digits of digits-16, 25 steps there and
+    back: the mean error is 0.023 with one iteration, 0.006 with three, 0.002 with twelve.)
 
     Attributes:
         num_steps: 50 by default.
         num_iterations: evaluations a step.
-        clip: None by default: clipping loses what inverts.
-        set_alpha_to_one: it begins at the clean image; otherwise at the level of timestep 0.
+        clip: None by default: a clipped step cannot be inverted.
+        set_alpha_to_one: the run begins at the clean image; otherwise at the level of timestep 0.
 
-    diffusers' `DDIMInverseScheduler` turns a v prediction, which the network makes for t, with the coefficients of s.
+    diffusers' `DDIMInverseScheduler` converts a v prediction, which the network makes at t, with the coefficients of s.
 
     Example:
         >>> DDIMInverse(num_steps=5, steps_offset=1, num_iterations=1).table(ScheduleConfig()).t.tolist()

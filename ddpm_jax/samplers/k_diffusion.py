@@ -4,7 +4,7 @@ In y = x / signal, which is the image of a variance-exploding process, and r = s
 
     dy / dr = (y - x_0_hat) / r = eps_hat        (Karras et al., eq. 4, with their sigma = r)
 
-diffusers' schedulers hold y and want their input scaled, which its DDPMPipeline does not do; here the state is x.
+diffusers' schedulers keep y and expect a scaled input, which its DDPMPipeline does not provide; here the state is x.
 """
 
 import dataclasses

@@ -74,7 +74,7 @@ class ScoreSdeVe(GridSampler):
             yield Row(told, [x + variance / told.sigma**2 * (x_0 - x) + std * noise], seen=t)
 
     def _told(self, process: Process, levels: list[Level], i: int) -> Level:
-        """Return the level in whose words the network is asked: `sampling_eps` shortens time a little."""
+        """Return the level that the network is told: `sampling_eps` shortens time a little."""
         high = np.log(process.sigmas[-1])
         sigma = np.exp(high - (high - np.log(levels[i].sigma)) * (1 - self.sampling_eps))
         return Level(sigma, 1.0, sigma)

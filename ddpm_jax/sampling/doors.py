@@ -27,7 +27,7 @@ class Trajectory(NamedTuple):
     """Frames of a sampling run, the earliest first.
 
     Attributes:
-        x_t: [frames, b, h, w, c] the noisy image the network saw, mapped and clipped to [0, 1] as `sample` does.
+        x_t: [frames, b, h, w, c] the noisy image that the network saw, mapped and clipped to [0, 1] as `sample` does.
         x_0_hat: [frames, b, h, w, c] the clean image it led to, in [0, 1]; the last one is `sample`'s result.
         t: [frames] the timestep of each.
     """
@@ -53,9 +53,9 @@ def sample(
 ) -> Images:
     """Draw images from a diffusion model: one compiled program for the whole loop.
 
-    Image i depends on (key, first_index + i) alone: neither the batch size nor the number of devices changes it, but
-    for float rounding. The first call compiles; other weights of the same network, keys, and numbers of the sampler
-    (eta, clip, grid of the same length) do not. Works inside jit, vmap and scan.
+    Image i depends on (key, first_index + i) alone: the batch size and the number of devices change it only by float
+    rounding. The first call compiles; other weights of the same network, other keys and other numbers of the sampler
+    (eta, clip, a grid of the same length) do not. Works inside jit, vmap and scan.
 
     Args:
         params: weights and their config, from `load` or `init`.
@@ -69,16 +69,15 @@ def sample(
             trained with dropped labels, so that one class stands for none (Ho & Salimans 2022, with s = 1 + w). It
             evaluates the network twice a step; 1 is no guidance, and so it is for an image of the null class.
         null_class: the class that stands for none, if not the one that `params.config.null_class` says.
-        x_T: [batch_size, h, w, c] unit-variance noise to start from, instead of drawing it. It stays yours: the buffer
-            is not donated.
+        x_T: [batch_size, h, w, c] unit-variance noise to start from, instead of drawing it. It is not donated.
         first_index: the number of the first image, which continues a set: sample(params, key, 4, first_index=4) are
             images 4 to 7 of sample(params, key, 8).
-        mesh: devices to use, along the mesh's first axis. None: under a trace, no placement; else where the weights
-            were committed to by their owner; else all devices. (`sharding.replicate` puts weights there once for
-            all calls.)
-        expected_calls: how often such a batch will be drawn. On CPU convolutions that run faster and compile for longer
-            are used where the seconds that they save in all calls outweigh those of compiling; images are the same, but
-            for float rounding.
+        mesh: devices to use, along the mesh's first axis. None means no placement under a trace; otherwise the
+            devices that the weights are committed to; otherwise all devices. (`sharding.replicate` puts weights there
+            once for all calls.)
+        expected_calls: how often such a batch will be drawn. On CPU, convolutions that run faster but compile longer
+            are used where they save more seconds in all calls than compiling them takes. Images are the same up to
+            float rounding.
 
     Returns:
         float32 images [batch_size, h, w, c] in [0, 1], clipped but not rounded.

@@ -50,7 +50,9 @@ class Job:
 
     def call(self, function: Any, *arguments: Any, num_frames: int = 0) -> Any:
         """Return function(static, *arguments), compiled."""
-        return compilation.call(function, self.static._replace(num_frames=num_frames), *arguments, quick=self.quick)
+        static = self.static._replace(num_frames=num_frames)
+        keep = static.hooks == NO_HOOKS
+        return compilation.call(function, static, *arguments, quick=self.quick, keep=keep)
 
     @property
     def origin(self) -> Origin:
