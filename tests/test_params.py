@@ -156,7 +156,7 @@ def test_predict_refuses_what_is_no_prediction():
     with pytest.raises(ValueError, match="3 output channels are no prediction for the 1 of an image"):
         ddpm_jax.predict(make_params(out_channels=3), X, 10)
     other = make_params(schedule=ScheduleConfig(kind="other"))
-    with pytest.raises(ValueError, match="`apply` works"):
+    with pytest.raises(ValueError, match="predict is not known. `apply` returns their output"):
         ddpm_jax.predict(other, X, 10)
     assert ddpm_jax.apply(other, X, 10).shape == X.shape
 
@@ -164,7 +164,7 @@ def test_predict_refuses_what_is_no_prediction():
 @pytest.mark.parametrize("t", [2.5, 10, -1])
 def test_learned_embeddings_have_rows_for_integers_only(t):
     params = make_params(time_embedding_type="learned", num_train_timesteps=10)
-    with pytest.raises(ValueError, match="has the rows 0 .. 9"):
+    with pytest.raises(ValueError, match="must be integers in 0 .. 9, the rows of the time embedding"):
         ddpm_jax.apply(params, X, t)
 
 

@@ -386,7 +386,7 @@ def differences(record: dict[str, Any], config: TrainConfig) -> list[str]:
     for group in dataclasses.fields(config):
         settings, there = getattr(config, group.name), record.get(group.name, {})
         for field in dataclasses.fields(settings):
-            before, now = there.get(field.name, field.default), getattr(settings, field.name)
+            before, now = freeze(there.get(field.name, field.default)), getattr(settings, field.name)
             fixed = field.name not in MAY_CHANGE or (field.name == "steps" and rate != "constant")
             if fixed and _acts(config, settings, group.name, field.name):
                 why = f" (the learning rate is {rate})" if field.name == "steps" else ""
