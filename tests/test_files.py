@@ -116,6 +116,23 @@ def test_the_lock_of_another_machine(tmp_path, caplog):
     assert "was left by process 17 on elsewhere. If that still runs, stop one of the two" in caplog.text
 
 
+def test_a_lock_that_goes_in_between(tmp_path, monkeypatch):
+    """The job before removes its file after we have opened it: what we hold then has no name, and is no lock."""
+    import fcntl
+
+    lock, waiting = fcntl.flock, [tmp_path / LOCK]
+
+    def flock(file, flags):
+        if waiting:
+            waiting.pop().unlink()
+        return lock(file, flags)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with locked(tmp_path, "run"):
+        assert (tmp_path / LOCK).read_text() == f"{os.getpid()} on {socket.gethostname()}\n"
+    assert not waiting
+
+
 def test_a_file_system_without_locks(tmp_path, caplog, monkeypatch):
     def no_locks(*_):
         raise OSError(95, "Operation not supported")
@@ -140,6 +157,17 @@ def test_what_a_killed_writer_left_goes(tmp_path):
             pass
     assert sorted(os.listdir(tmp_path)) == sorted([*stay, f".xy.partial-{host}-{dead.pid}", "x"])
     assert (tmp_path / "x/mark").read_text() == "old"
+
+
+def test_what_this_process_left_comes_back(tmp_path):
+    """An exception between the two renames, long ago in this very process."""
+    aside = tmp_path / f".x.replaced-{socket.gethostname()}-{os.getpid()}"
+    aside.mkdir()
+    (aside / "mark").write_text("old")
+    with pytest.raises(FileExistsError, match="exists already"):
+        with new_folder(tmp_path / "x", overwrite=False, marks=("mark",)):
+            pass
+    assert os.listdir(tmp_path) == ["x"] and (tmp_path / "x/mark").read_text() == "old"
 
 
 def test_json_files(tmp_path):
