@@ -1,6 +1,7 @@
-"""Compile ahead: a sampler as a StableHLO artefact that runs without this package, on CPU, GPU and TPU.
+"""Export a sampler as a StableHLO artefact that runs without this package, on CPU, GPU and TPU.
 
-The artefact is plain lowering (no Winograd, no compiler options), its batch is symbolic, and the weights are arguments.
+The artefact is lowered plainly (no Winograd, no compiler options). Its batch size is symbolic, and the weights are
+arguments.
 """
 
 from collections.abc import Sequence
@@ -33,8 +34,8 @@ np.save("images.npy", images)
 
 
 def check_artefact(folder: Path, *, overwrite: bool) -> None:
-    """Refuse what `write_artefact` would refuse, before the work that leads to it."""
-    need("flatbuffers", "compile", "Compiling ahead")  # jax.export serialises by it
+    """Refuse what `write_artefact` would refuse, before any work is done."""
+    need("flatbuffers", "compile", "Compiling ahead")  # jax.export serialises with it
     check_new_folder(folder, overwrite=overwrite, marks=(ARTEFACT_FILE,))
 
 
@@ -48,19 +49,19 @@ def write_artefact(
 ) -> None:
     """Write a folder with a sampler that `jax.export` can run: sampler.bin, weights.npz, run.py, sampler.json.
 
-    The function in sampler.bin takes (weights, key_data, indices), and class labels for class-conditional networks:
-    the arrays of weights.npz by name, `jax.random.key_data(key)` of a threefry key, and the numbers of the images,
-    int32 [b]. It returns float32 images [b, h, w, c] in [0, 1], those of `sample` to float rounding.
+    The function in sampler.bin takes the arrays of weights.npz by their names, `jax.random.key_data(key)` of a threefry
+    key, the numbers of the images (int32 [b]) and, for class-conditional networks, class labels (int32 [b]). It returns
+    float32 images [b, h, w, c] in [0, 1]; they equal those of `sample` to float rounding.
 
     Args:
         params: weights and their config.
         sampler: as in `sample`.
-        folder: what to write.
-        platforms: of "cpu", "cuda" and "tpu"; one artefact serves all.
+        folder: the folder to write.
+        platforms: one or more of "cpu", "cuda" and "tpu"; one artefact runs on all of them.
         overwrite: replace an existing artefact.
 
     Raises:
-        ValueError: an unknown platform.
+        ValueError: a platform is unknown.
         ModuleNotFoundError: flatbuffers is not installed (the `compile` extra).
         FileExistsError: the folder exists.
     """

@@ -1,4 +1,4 @@
-"""Compile each public function once for each function, static value and argument types, or inline it when traced."""
+"""Compile each public function once for each (function, static value, argument types), or inline it in a trace."""
 
 import functools
 import logging
@@ -13,12 +13,13 @@ from ddpm_jax.kept_programs import KeptPrograms
 
 log = logging.getLogger(__name__)
 
-# Experimental and on CPU alone: XLA hands single matrix products and convolutions to the YNN library. One forward of
-# the cifar10-32 net took 0.84 to 0.89 of the time without it, of the 256-pixel nets 0.77; the gradient of a 3x3
-# convolution by its kernel 0.5 to 0.9 (2 cores, jax 0.10.2).
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-# LLVM's level 1, for programs that spend their time in library calls: sampling with plain convolutions compiles in 0.8
-# to 0.9 of the time and runs in 0.90 to 1.01 (benchmarks/compile_pays.py); Winograd's run slower by a quarter.
+# An experimental option for CPU: XLA hands single matrix products and convolutions to the YNN library. It takes 0.84 to
+# 0.89 of the plain time for a forward pass of the cifar10-32 network, 0.77 for the 256-pixel networks, and 0.5 to 0.9
+# for the gradient of a 3x3 convolution with respect to its kernel (2 cores, jax 0.10.2).
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+# LLVM's level 1, for programs that spend their time in library calls. With plain convolutions, sampling compiles in 0.8
+# to 0.9 of the time and runs in 0.90 to 1.01 of it (benchmarks/compile_pays.py). Winograd's convolutions would run 25 %
+# slower.
 _QUICK = {"xla_backend_optimization_level": 1}
 
 
@@ -26,21 +27,24 @@ _kept: KeptPrograms | None = None
 
 
 def keep_programs(folder: Path, most_bytes: int) -> None:
-    """Store the programs of `call` in a folder and load them from there: for commands, which run once.
+    """Keep the programs of `call` in a folder and load them from there, for commands, which run once.
 
-    On one device only; several devices use JAX's own cache.
+    This is for a single device; with several, only JAX's own cache is used.
     """
     global _kept
     _kept = KeptPrograms(folder, most_bytes) if jax.device_count() == 1 else None
 
 
 def call(function: Callable, static: Hashable, *args: Any, quick: bool = False, keep: bool = True) -> Any:
-    """Return function(static, *args), compiled once for each `function`, `static` and kind of arguments.
+    """Return function(static, *args), compiled once for each function, static value and argument types.
 
-    Where an argument is a tracer (the caller is jitted, vmapped or differentiated) the function is inlined into the
-    caller's program, without compiler options, which XLA refuses there.
+    If an argument is a tracer, because the caller is being jitted, vmapped or differentiated, the function is inlined
+    into the caller's program. It then has no compiler options, which XLA refuses inside another jit.
 
     Args:
+        function: a function of a static value and of arrays.
+        static: a hashable value.
+        *args: pytrees of arrays.
         quick: compile at LLVM's level 1, for programs that spend their time in library calls.
         keep: whether `keep_programs` may store the program. Not where `static` holds functions of a user: a file is
             found by what the package is made of, which does not tell them apart.
@@ -63,10 +67,10 @@ def _jitted(function: Callable, quick: bool) -> Callable:
 
 
 def options(*, quick: bool = False) -> dict[str, Any]:
-    """Return the compiler options for the backend that this XLA knows."""
+    """Return the compiler options for the backend, without those that this XLA does not know."""
     if jax.default_backend() != "cpu":
         return {}
-    return known_options(_CPU_OPTIONS | (_QUICK if quick else {}))
+    return known_options(CPU_OPTIONS | (_QUICK if quick else {}))
 
 
 def jit(function: Callable, *, quick: bool = False, **kwargs: Any) -> Callable:
@@ -77,7 +81,7 @@ def jit(function: Callable, *, quick: bool = False, **kwargs: Any) -> Callable:
 
 
 def known_options(wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those compiler options that this XLA knows: they come and go between versions.
+    """Return the compiler options that this XLA knows; they change between versions.
 
     Example:
         >>> known_options({"xla_of_no_version": True})

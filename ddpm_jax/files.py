@@ -1,4 +1,4 @@
-"""Reading and writing that cannot leave half a thing behind: JSON files, whole folders, stored dtypes."""
+"""Atomic writes of files and folders, locks, and the dtypes that weights are stored in."""
 
 import contextlib
 import importlib.metadata
@@ -20,7 +20,7 @@ from ddpm_jax.validation import check
 
 log = logging.getLogger(__name__)
 
-# The files by which a folder is known for what it is.
+# A folder is recognised by one of these files.
 CHECKPOINT_FILE = "ddpm_jax.json"
 PIPELINE_FILE = "model_index.json"  # of diffusers
 RUN_FILE = "train.json"
@@ -40,10 +40,10 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object from a file.
 
     Raises:
-        ValueError: not JSON, or not an object; names the file.
+        ValueError: it holds no JSON, or no object; names the file.
     """
     try:
         items = json.loads(path.read_bytes())
@@ -56,49 +56,50 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes `path` only when all is written."""
+    """Give a path to write to; it is renamed to `path` when the block ends without an error."""
     partial = path.with_name(f".{path.name}.partial")
     yield partial
     partial.replace(path)
 
 
 def write_json(path: Path, items: dict[str, Any]) -> None:
-    """Write a JSON object, readable by people."""
+    """Write a JSON object with indented, sorted keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
         partial.write_text(json.dumps(items, indent=2, sort_keys=True) + "\n")
 
 
 def check_local(path: str | Path) -> None:
-    """Refuse a URL (gs://, s3://, https:// ...) where a path of this machine is wanted.
+    """Refuse a URL (gs://, s3://, https:// ...) in the place of a local path.
 
     Args:
-        path: as it was given; a `Path` has one slash of the two.
+        path: the path; a `Path` has turned the two slashes into one.
 
     Raises:
-        ValueError: with what to do.
+        ValueError: it is a URL; says what to do.
 
     Example:
         >>> check_local(Path("gs://bucket/run"))
         Traceback (most recent call last):
-        ValueError: gs://bucket/run is no path of this machine: mount it, or copy it here and back, and name that path.
+        ValueError: gs://bucket/run is no local path: mount it, or copy it here and back, and name that path.
     """
     url = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))  # two letters: C:/ is a drive
     if url:
         raise ValueError(
-            f"{url[1]}://{url[2]} is no path of this machine: mount it, or copy it here and back, and name that path."
+            f"{url[1]}://{url[2]} is no local path: mount it, or copy it here and back, and name that path."
         )
 
 
 @contextlib.contextmanager
 def plain_path(folder: Path) -> Iterator[Path]:
-    """Give a path to a folder that no library takes for a pattern, a URL or an escape.
+    """Give a path to a folder whose characters no library takes for a pattern, a URL or an escape.
 
-    orbax searches by patterns that begin with the folder's own path, so that `[v2]`, `*` or `?` in it find nothing, or
-    the files of another folder. Such a folder is given by a link in the temporary folder, until the end.
+    orbax searches with patterns that begin with the folder's own path. With `[v2]`, `*` or `?` in that path it finds
+    nothing, or the files of another folder. Such a folder is reached by a link in the temporary folder, which is
+    removed at the end.
 
     Raises:
-        ValueError: the temporary folder has such a name too.
+        ValueError: the temporary folder has such characters too.
     """
     folder = folder.absolute()
     if _is_plain(folder):
@@ -108,8 +109,8 @@ def plain_path(folder: Path) -> Iterator[Path]:
         link = Path(place) / "folder"
         check(
             _is_plain(link),
-            f"The temporary folder {place} has characters that orbax takes for a pattern, as {folder} has: set TMPDIR "
-            "to a folder with a plain name.",
+            f"The temporary folder {place} and {folder} both have characters that orbax takes for a pattern: set "
+            "TMPDIR to a folder with a plain name.",
         )
         link.symlink_to(folder, target_is_directory=True)
         yield link
@@ -121,21 +122,21 @@ def _is_plain(path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder for this job alone, making it if it is not there; one that is left empty goes again.
+    """Lock a folder for this job, and make it if it does not exist. A folder that is left empty is removed again.
 
-    The system holds the lock, so that it ends with the job, however that ends. A file system that has no locks is used
-    without, with a word.
+    The operating system holds the lock, so it ends with the job, also if the job is killed. On a file system without
+    locks the folder is used without one, and a warning is logged.
 
     Args:
-        folder: made with its parents if it is not there.
-        what: it is, for the message: "run".
+        folder: the folder; it is made with its parents if it does not exist.
+        what: what the folder is, for the messages: "run".
 
     Raises:
-        BlockingIOError: another job holds it; says which.
+        BlockingIOError: another job holds it; names the process.
         NotADirectoryError, OSError: it is a file, or cannot be made or written.
     """
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, and a {what} is a folder: choose another name.")
+        raise NotADirectoryError(f"{folder} is a file, but a {what} is a folder: choose another name.")
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -144,10 +145,10 @@ def locked(folder: Path, what: str) -> Iterator[None]:
             try:
                 yield
             finally:
-                (folder / LOCK).unlink(missing_ok=True)  # while it is held: who comes next makes a new one
+                (folder / LOCK).unlink(missing_ok=True)  # while the lock is held: the next job makes a new file
     finally:
         for place in made:
-            with contextlib.suppress(OSError):  # something is in it
+            with contextlib.suppress(OSError):  # it is not empty
                 place.rmdir()
 
 
@@ -163,17 +164,17 @@ def _lock(folder: Path, what: str) -> Iterator[TextIO]:
                 file.seek(0)
                 raise BlockingIOError(
                     f"The {what} {folder} is in use by another job (process {file.read().strip() or 'unknown'}): wait "
-                    "for its end or stop it, or choose another folder."
+                    "until it ends, stop it, or choose another folder."
                 ) from None
             except (ImportError, OSError) as error:
-                log.warning("%s cannot be locked (%s): let no second job use it.", folder, error)
+                log.warning("%s cannot be locked (%s): do not start a second job in it.", folder, error)
             if _is_still_there(file, folder / LOCK):
                 yield file
                 return
 
 
 def _is_still_there(file: TextIO, path: Path) -> bool:
-    """Tell whether an open file has its name yet: the job before may have taken it away in between."""
+    """Tell whether an open file still has its name: the job before may have removed it in between."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -181,7 +182,7 @@ def _is_still_there(file: TextIO, path: Path) -> bool:
 
 
 def _sign(file: TextIO, folder: Path, what: str) -> None:
-    """Write into the lock whose it is; say so where a job of another machine never let go."""
+    """Write this process into the lock file; warn if a job on another machine has not removed its name."""
     file.seek(0)
     before, here = file.read().strip(), socket.gethostname()
     if before and not before.endswith(f" on {here}"):
@@ -192,45 +193,45 @@ def _sign(file: TextIO, folder: Path, what: str) -> None:
 
 
 def check_new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> None:
-    """Refuse a folder that exists (unless it may be overwritten and is one of ours to overwrite) or cannot be written.
+    """Refuse a folder that cannot be written, or exists and may not be replaced.
 
     Args:
-        folder: what is to be written.
-        overwrite: whether an existing one may be replaced.
-        marks: files of which an existing folder must hold one, to be replaced: never somebody's home.
+        folder: the folder to write.
+        overwrite: whether an existing folder may be replaced.
+        marks: file names; a folder that is not empty is replaced only if it holds one of them.
 
     Raises:
-        FileExistsError, PermissionError, NotADirectoryError: with what to do.
+        FileExistsError, PermissionError, NotADirectoryError: says what to do.
         ValueError: it is a URL.
     """
     check_local(folder)
     if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists already. Choose another name, or overwrite it explicitly.")
+        raise FileExistsError(f"{folder} exists already. Choose another name, or overwrite it (`overwrite`).")
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, where a folder is to be written.")
+        raise NotADirectoryError(f"{folder} is a file, but a folder is to be written. Choose another name.")
     if folder.exists() and any(folder.iterdir()):
         if not any((folder / mark).exists() for mark in marks):
             raise FileExistsError(
-                f"{folder} exists and holds something else than was to be overwritten (no {' or '.join(marks)}). "
+                f"{folder} exists and may not be overwritten: it is not empty and has no {' or '.join(marks)}. "
                 "Choose another name."
             )
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir():
-        raise NotADirectoryError(f"{parent} is a file; no folder {folder} can be made in it.")
+        raise NotADirectoryError(f"{parent} is a file, so the folder {folder} cannot be made. Choose another name.")
     if not os.access(parent, os.W_OK):
-        raise PermissionError(f"{parent} is not writable: choose another place than {folder}.")
+        raise PermissionError(f"{folder} cannot be made, since {parent} is not writable. Choose another place.")
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> Iterator[Path]:
-    """Give an empty folder to write into, which gets its name only when all is written.
+    """Give an empty folder to write into; it gets its name when the block ends without an error.
 
-    An exception, or a kill, leaves nothing under the name, and what is to be overwritten stays until then.
+    After an exception or a kill there is nothing under that name, or still the old folder.
 
     Raises:
-        FileExistsError, PermissionError, NotADirectoryError: as `check_new_folder`, before anything is written.
+        FileExistsError, PermissionError, NotADirectoryError: as in `check_new_folder`, before anything is written.
     """
     check_local(folder)
     folder = folder.absolute()
@@ -259,7 +260,7 @@ def new_folder(folder: Path, *, overwrite: bool, marks: tuple[str, ...]) -> Iter
 
 
 def _tidy(folder: Path) -> None:
-    """Take away what killed writers of this machine have left beside a folder; what they had moved aside comes back."""
+    """Remove what killed writers of this machine have left beside a folder, and restore what they had moved aside."""
     if not folder.parent.is_dir():
         return
     name, host = re.escape(folder.name), re.escape(socket.gethostname())
@@ -275,7 +276,7 @@ def _tidy(folder: Path) -> None:
 
 def _is_running(process: int) -> bool:
     """Tell whether another process of this machine has that number."""
-    if os.name == "nt":  # where asking would end it
+    if os.name == "nt":  # os.kill would end it there
         return True
     try:
         os.kill(process, 0)
@@ -287,7 +288,7 @@ def _is_running(process: int) -> bool:
 
 
 def check_storage_dtype(storage_dtype: str) -> None:
-    """Refuse a storage dtype that is none."""
+    """Refuse an unknown storage dtype."""
     check(
         storage_dtype in STORAGE_DTYPES,
         f"`storage_dtype` must be one of {list(STORAGE_DTYPES)}, not {storage_dtype!r}.",
@@ -295,10 +296,10 @@ def check_storage_dtype(storage_dtype: str) -> None:
 
 
 def stored(tensors: Mapping[Any, np.ndarray], storage_dtype: str) -> dict[Any, np.ndarray]:
-    """Return tensors in the dtype they are to be stored in.
+    """Return tensors in the dtype in which they are stored.
 
     Raises:
-        ValueError: another dtype than float32, float16, bfloat16; a value that float16 cannot hold.
+        ValueError: the dtype is none of float32, float16 and bfloat16, or float16 cannot hold a value.
     """
     check_storage_dtype(storage_dtype)
     result = {}

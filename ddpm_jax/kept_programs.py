@@ -1,7 +1,7 @@
 """Compiled programs on disk, so that a later process neither traces nor compiles them.
 
-JAX's own cache saves the compiling; it is asked after tracing and lowering, which take as long as the rest of a warm
-start. Here a program is found by what it is made from, not by what tracing made of it.
+JAX's own cache saves only the compilation: its key is the lowered program, and tracing and lowering take as long as the
+rest of a warm start. Here the key is what a program is made from.
 """
 
 import functools
@@ -27,25 +27,25 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 class KeptPrograms:
     """A folder of compiled programs, for one device.
 
-    A program is kept under a digest of its function, static argument, shapes and compiler options, of the versions of
-    JAX and its kin, of this package's source, of JAX's settings, and of the processor. The files are pickles, as
-    trusted as installed packages are: the folder must be the user's own.
+    The name of a program is a digest of its function, static argument, shapes and compiler options, of JAX's settings,
+    of the versions of JAX and related packages, of this package's source, and of the processor. The files are pickles,
+    which are trusted like installed packages, so only the user may be able to write into the folder.
     """
 
     def __init__(self, folder: Path, most_bytes: int):
         """Open a folder.
 
         Args:
-            folder: made if it is not there.
-            most_bytes: of all programs together; the ones that were not used for the longest time are removed.
+            folder: the folder; it is made if it does not exist.
+            most_bytes: largest size of all programs together; the least recently used ones are removed.
         """
         self.folder, self.most_bytes = folder, most_bytes
         self.loaded: dict[Hashable, Callable] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def program(self, function: Callable, static: Hashable, args: tuple, options: Mapping[str, Any]) -> Callable:
-        """Return `function(static, ...)` compiled for such arguments: from the folder, or into it."""
-        definition = (function, static, *_shapes(args), tuple(sorted(options.items())))
+        """Return `function(static, ...)` compiled for such arguments, loaded from the folder or saved into it."""
+        definition = (function, static, *_shapes(args), tuple(sorted(options.items())), _settings())
         if definition not in self.loaded:
             key = _digest(definition)
             self.loaded[definition] = self._read(key) or self._compile(key, function, static, args, options)
@@ -59,7 +59,7 @@ class KeptPrograms:
             program = serialize_executable.deserialize_and_load(*pickle.loads(path.read_bytes()))
             os.utime(path)
             return program
-        except Exception as error:  # whatever is wrong with it, it can be made anew
+        except Exception as error:  # whatever is wrong with the file, the program can be compiled again
             log.info("The kept program %s cannot be used: %s", path, error)
             return None
 
@@ -69,12 +69,12 @@ class KeptPrograms:
             with whole_file(self.folder / f"{key}{SUFFIX}") as partial:
                 partial.write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
             self._prune()
-        except Exception as error:  # a full disk, a backend that cannot: the program runs all the same
+        except Exception as error:  # a full disk, or a backend that cannot serialise: the program still runs
             log.info("The program of %s is not kept: %s", function.__name__, error)
         return compiled
 
     def _prune(self) -> None:
-        """Remove what was not used for the longest time, until the rest is small enough."""
+        """Remove the least recently used programs until the others are small enough."""
         files = [(path.stat(), path) for path in self.folder.glob(f"*{SUFFIX}")]
         total = sum(stat.st_size for stat, _ in files)
         for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
@@ -95,11 +95,15 @@ def _digest(definition: tuple) -> str:
     return hashlib.blake2b("\n".join(map(repr, parts)).encode(), digest_size=16).hexdigest()
 
 
+def _settings() -> str:
+    """Return JAX's settings, which may change between two calls."""
+    return repr(sorted((name, value) for name, value in jax.config.values.items() if "cache" not in name))
+
+
 @functools.cache
 def _world() -> str:
-    """Describe everything that a program depends on besides its own definition."""
+    """Describe what a program depends on besides its definition and JAX's settings."""
     device = jax.devices()[0]
-    settings = {name: value for name, value in jax.config.values.items() if "cache" not in name}
     source = hashlib.blake2b()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         source.update(path.read_bytes())
@@ -107,7 +111,6 @@ def _world() -> str:
         (
             versions(*_PACKAGES),
             source.hexdigest(),
-            sorted(settings.items()),
             [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")],
             (device.platform, device.device_kind, device.client.platform_version, jax.device_count()),
             _processor(),
@@ -116,7 +119,7 @@ def _world() -> str:
 
 
 def _processor() -> list[str]:
-    """Tell processors apart: a home folder may be shared by machines, and a program is made of one's instructions."""
+    """Describe the processor: machines may share a home folder, but not each other's programs."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # no Linux

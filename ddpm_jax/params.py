@@ -1,4 +1,4 @@
-"""`Params`: a network's weights together with what they are, and the functions that only need those."""
+"""`Params`: weights and their config as one pytree, and the functions that need nothing else."""
 
 import functools
 import math
@@ -21,10 +21,10 @@ from ddpm_jax.types import Array, Images, Labels, Outputs, PyTree, RandomKey, Ti
 
 @flax.struct.dataclass
 class Params:
-    """Hold weights and, statically, what they are: one pytree whose leaves are the network's parameters alone.
+    """Hold weights, and their config as static data: a pytree whose leaves are the network's parameters.
 
-    Grad, optax, `jax.tree.map` and sharding see the weights; jit sees the config as part of the type. The exit is
-    `UNet(params.config.unet).apply({"params": params.weights}, x, t)`.
+    `jax.grad`, optax, `jax.tree.map` and sharding see the weights; `jax.jit` sees the config as part of the type.
+    Without this package's functions: `UNet(params.config.unet).apply({"params": params.weights}, x, t)`.
 
     Attributes:
         weights: the plain Flax "params" dict, float32.
@@ -43,22 +43,22 @@ class Params:
 
 
 class Prediction(flax.struct.PyTreeNode):
-    """What the network says about a noisy image: the clean image and the noise, NHWC, never clipped."""
+    """The network's estimates of the clean image and of the noise in a noisy image, NHWC, never clipped."""
 
     x_0_hat: Array
     eps_hat: Array
 
 
 def init(key: RandomKey, config: Config, *, scheme: Literal["paper", "torch"] = "paper") -> Params:
-    """Make the weights of an untrained network.
+    """Draw the weights of an untrained network.
 
     Args:
-        key: a key of `jax.random`; each parameter draws from it by its name.
+        key: a key of `jax.random`.
         config: the network, the schedule and the sampler.
-        scheme: "paper" is hojonathanho/diffusion's: uniform with variance 1 / fan_avg, biases 0, and scale 1e-10
-            for what ends a branch (conv2, attention's output, conv_out). "torch" is that of diffusers:
-            U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases alike, nothing near zero.
-            Norms are 1 and 0, tables N(0, 1), Fourier frequencies N(0, 16^2) in both.
+        scheme: "paper" is that of hojonathanho/diffusion: uniform with variance 1 / fan_avg, with scale 1e-10 for the
+            last layer of a branch (conv2, attention's output, conv_out), and biases of 0. "torch" is that of
+            diffusers: U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for weights and biases, in every layer. In both, norms have
+            scale 1 and bias 0, tables are N(0, 1) and Fourier frequencies N(0, 16^2).
 
     Returns:
         Params of float32 weights.
@@ -82,7 +82,7 @@ def _draw_weights(static: tuple[UNetConfig, str], key: jax.Array) -> PyTree:
     leaves, structure = jax.tree_util.tree_flatten_with_path(layout(config).weights)
     names = [tuple(entry.key for entry in path) for path, _ in leaves]
     shapes = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
-    # one draw for all that is uniform: a draw for each of the 450 tensors of a large network compiles for a minute
+    # one draw for all uniform values: one for each of a large network's 450 tensors would compile for a minute
     ends = np.cumsum([math.prod(shapes[name]) for name in names])
     uniform_key, normal_key = jax.random.split(key)
     uniform = jax.random.uniform(uniform_key, (int(ends[-1]),), jnp.float32, minval=-1.0)
@@ -102,7 +102,7 @@ def _draw_weights(static: tuple[UNetConfig, str], key: jax.Array) -> PyTree:
 
 
 def _bound(scheme: str, layer: str, kind: str, kernel: tuple[int, ...]) -> float:
-    """Half the width of the uniform distribution that a layer's kernel or bias is drawn from."""
+    """Return half the width of the uniform distribution of a layer's kernel or bias."""
     *receptive, fan_in, fan_out = kernel
     fan_in, fan_out = fan_in * math.prod(receptive), fan_out * math.prod(receptive)
     if scheme == "torch":
@@ -112,10 +112,10 @@ def _bound(scheme: str, layer: str, kind: str, kernel: tuple[int, ...]) -> float
 
 
 def trainable_mask(params: Params) -> Params:
-    """Return the tree of params with True where a weight is trained and False where it is fixed.
+    """Return a tree like params, with True for trained weights and False for fixed ones.
 
-    The Fourier frequencies of google/ncsnpp-* are fixed: an optimiser must leave them out (`optax.masked`, or
-    `optax.multi_transform` with `optax.set_to_zero`), since weight decay would move them even with a zero gradient.
+    The Fourier frequencies of google/ncsnpp-* are fixed. The optimiser must leave them out (`optax.masked`, or
+    `optax.multi_transform` with `optax.set_to_zero`): weight decay would move them even with a zero gradient.
 
     Example:
         >>> all(jax.tree.leaves(trainable_mask(ddpm_jax.load("digits-16"))))
@@ -152,20 +152,19 @@ def apply(
     Args:
         params: weights and their config.
         x: noisy images [b, h, w, in_channels]; sides must be multiples of 2^(levels - 1).
-        t: timesteps 0 .. T-1, one for all or one an image; fractions are taken as they are (but
-            by "learned" embeddings, which have rows for integers only). The noise level sigma for a
-            "fourier" network.
-        class_labels: an integer for all or one an image; embeddings [b, time_embed_dim] for "identity" networks; None
-            exactly where the network has no classes.
-        dropout_key: draws the dropout masks; dropout is on exactly when it is given.
+        t: timesteps 0 .. T-1, one for all images or one for each. They may be fractions, except for "learned" time
+            embeddings, which have rows for integers only. A "fourier" network takes the noise level sigma instead.
+        class_labels: an integer for all images or one for each; embeddings [b, time_embed_dim] for "identity"
+            networks; None if and only if the network has no classes.
+        dropout_key: draws the dropout masks; dropout is on if and only if it is given.
 
     Returns:
-        The raw output [b, h, w, out_channels], float32: eps, x_0 or v by the schedule's `prediction_type`, with the
-        variance beside it in networks that learn one.
+        The raw output [b, h, w, out_channels], float32: eps, x_0 or v, by the schedule's `prediction_type`. Networks
+        with a learned variance return it in the second half of the channels.
 
     Raises:
         TypeError: params is no `Params`.
-        ValueError: a shape that does not fit the network, class labels missing, superfluous or out of range.
+        ValueError: a shape does not fit the network; class labels are missing, superfluous or out of range.
 
     Example:
         >>> params = ddpm_jax.load("digits-16")
@@ -176,23 +175,27 @@ def apply(
     config = params.config.unet
     check_images("x", config, x)
     if jnp.ndim(t) > 0 and jnp.shape(t) != (x.shape[0],):
-        raise ValueError(f"`t` has shape {jnp.shape(t)}; it must be one number, or one an image: ({x.shape[0]},).")
+        raise ValueError(
+            f"`t` has shape {jnp.shape(t)}; it must be one number, or one for each image: ({x.shape[0]},)."
+        )
     _check_table_index(config, t)
     labels = check_labels(config, class_labels, x.shape[0])
     return compilation.call(run_network, config, params.weights, x, t, labels, dropout_key)
 
 
 def _check_table_index(config: UNetConfig, t: Timesteps) -> None:
-    """Refuse timesteps that a learned embedding, a table, has no row for."""
+    """Refuse timesteps for which a learned time embedding has no row."""
     if config.time_embedding_type != "learned" or isinstance(t, jax.core.Tracer):
         return
     values, rows = np.asarray(t), config.num_train_timesteps or 0
     if np.any(values != np.floor(values)) or np.any(values < 0) or np.any(values >= rows):
-        raise ValueError(f"This network's learned time embedding has the rows 0 .. {rows - 1}, not {values.tolist()}.")
+        raise ValueError(
+            f"`t` must be integers in 0 .. {rows - 1}, the rows of the time embedding, not {values.tolist()}."
+        )
 
 
 def run_network(config: UNetConfig, weights: PyTree, x, t, labels=None, dropout_key=None) -> jax.Array:
-    """Do what `apply` does, unchecked and uncompiled: what programs that contain the network call."""
+    """Run the network without checks and without compiling it, for programs that contain it."""
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     deterministic = dropout_key is None
     with shapes_only():
@@ -201,7 +204,7 @@ def run_network(config: UNetConfig, weights: PyTree, x, t, labels=None, dropout_
 
 
 def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = None) -> Prediction:
-    """Return what the network says about x_t: the clean image and the noise, whatever it was trained to predict.
+    """Estimate the clean image and the noise in x_t, whatever the network was trained to predict.
 
     x_0_hat = (x_t - sigma_t eps_hat) / sqrt(alpha_bar_t)  for "epsilon" (Ho et al. 2020, eq. 15),
     x_0_hat = sqrt(alpha_bar_t) x_t - sigma_t v_hat  for "v_prediction" (Salimans & Ho 2022).
@@ -209,13 +212,14 @@ def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = No
     Args:
         params, class_labels: as in `apply`.
         x_t: noisy images, NHWC.
-        t: integer timesteps 0 .. T-1, one for all or one an image; the noise level sigma for a variance-exploding one.
+        t: integer timesteps 0 .. T-1, one for all images or one for each; the noise level sigma for a
+            variance-exploding schedule.
 
     Returns:
         Prediction(x_0_hat, eps_hat), never clipped. A learned variance is left out.
 
     Raises:
-        TypeError, ValueError: as in `apply`; a timestep outside the schedule or not an integer.
+        TypeError, ValueError: as in `apply`; a timestep is outside the schedule, or no integer.
 
     Example:
         >>> predict(ddpm_jax.load("digits-16"), jnp.zeros((2, 16, 16, 1)), 500).x_0_hat.shape
@@ -227,7 +231,7 @@ def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = No
     unet.check_prediction()
     if schedule.kind == "other":
         raise ValueError(
-            f"What {params.config.sampler.class_name}'s networks predict is not known here; `apply` works."
+            f"What networks of {params.config.sampler.class_name} predict is not known. `apply` returns their output."
         )
     out = apply(params, x_t, t, class_labels)[..., : x_t.shape[-1]]
     if schedule.kind == "ve":
@@ -240,7 +244,7 @@ def predict(params: Params, x_t: Images, t: Timesteps, class_labels: Labels = No
 
 
 def _check_index(schedule: ScheduleConfig, t: Timesteps) -> None:
-    """Refuse timesteps that the schedule's tables have no entry for."""
+    """Refuse timesteps for which the schedule's tables have no entry."""
     if not isinstance(t, jax.core.Tracer):
         steps = schedule.num_train_timesteps
         good = np.issubdtype(np.asarray(t).dtype, np.integer)
@@ -249,16 +253,16 @@ def _check_index(schedule: ScheduleConfig, t: Timesteps) -> None:
 
 
 def check_params(params: Any) -> None:
-    """Refuse anything but Params, with a way out for those who pass a plain dict."""
+    """Refuse anything but Params; say how a plain dict of weights becomes one."""
     if not isinstance(params, Params):
         raise TypeError(
-            f"`params` must be ddpm_jax.Params, not {type(params).__name__}. A plain dict of weights becomes one by "
-            "Params(weights=weights, config=config); `load` and `init` return one."
+            f"`params` must be ddpm_jax.Params, not {type(params).__name__}. `load` and `init` return it; a plain "
+            "dict of weights becomes one by Params(weights=weights, config=config)."
         )
 
 
 def check_images(name: str, config: UNetConfig, images: Any) -> None:
-    """Refuse images of a shape that the network cannot take."""
+    """Refuse images whose shape the network cannot take."""
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[-1] != config.in_channels:
         raise ValueError(
@@ -272,18 +276,22 @@ def check_images(name: str, config: UNetConfig, images: Any) -> None:
 
 
 def _as_array(labels: Any) -> Any:
-    """Return a list of labels as an array; JAX takes lists no more."""
+    """Return a list of labels as an array; JAX no longer takes lists."""
     if not isinstance(labels, list | tuple | range):
         return labels
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(labels))
     try:
         return jnp.asarray(labels) if traced else np.asarray(labels)
     except ValueError:  # lists of several lengths
-        raise ValueError(f"`class_labels` must be one label, or one an image, not {labels!r}.") from None
+        raise ValueError(f"`class_labels` must be one label, or one for each image, not {labels!r}.") from None
 
 
 def check_labels(config: UNetConfig, labels: Labels, batch_size: int) -> jax.Array | None:
-    """Return class labels as an array with one entry an image, or None; refuse those that do not fit the network."""
+    """Return class labels as an array with one entry for each image, or None for a network without classes.
+
+    Raises:
+        ValueError: they do not fit the network.
+    """
     if not config.has_classes:
         if labels is not None:
             raise ValueError("`class_labels` is given, but this network has no classes. Leave it out.")
@@ -301,7 +309,7 @@ def check_labels(config: UNetConfig, labels: Labels, batch_size: int) -> jax.Arr
         return jnp.asarray(array, jnp.float32)
     if jnp.shape(array) not in ((), (batch_size,)):
         raise ValueError(
-            f"`class_labels` has shape {jnp.shape(array)}; it must be one label, or one an image: ({batch_size},)."
+            f"`class_labels` has shape {jnp.shape(array)}; it must be one label, or one for each image: ({batch_size},)."
         )
     count = config.num_classes
     if count and not isinstance(array, jax.core.Tracer):

@@ -1,4 +1,4 @@
-"""Images for people: grids, strips, GIFs, curves."""
+"""Pictures for people: grids, strips, GIFs, curves."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,16 @@ def grid(
 
     Args:
         images: [b, h, w, c] in [0, 1].
-        columns: images a row; by default about as many as there are rows.
-        gap: black pixels between neighbours.
-        captions: a string an image, written below it; long ones are cut, and the tiles are as wide as they need.
+        columns: images in a row; None for about as many columns as rows.
+        gap: width of the black lines between images, in pixels.
+        captions: a string for each image, written below it. Long strings are cut, and the tiles are as wide as the
+            widest caption needs.
 
     Returns:
-        np.uint8 [height, width, c]; places left over are black.
+        np.uint8 [height, width, c]; empty places are black.
 
     Raises:
-        ValueError: columns below 1, a negative gap, another number of captions than images.
+        ValueError: `columns` is below 1, `gap` is negative, or `captions` has another length than `images`.
 
     Example:
         >>> grid(np.ones((5, 8, 8, 3), np.float32)).shape
@@ -42,13 +43,13 @@ def grid(
     if captions is not None:
         check(
             len(captions) == len(tiles),
-            f"`captions` has {len(captions)} strings for {len(tiles)} images. Give one an image.",
+            f"`captions` has {len(captions)} strings for {len(tiles)} images. Give one for each image.",
         )
         tiles = _captioned(tiles, captions)
     count, height, width, channels = tiles.shape
     columns = int(np.ceil(np.sqrt(count))) if columns is None else columns
     if columns < 1 or gap < 0:
-        raise ValueError(f"`columns` must be positive and `gap` not negative: {columns!r}, {gap!r}.")
+        raise ValueError(f"`columns` must be positive and `gap` not negative, not {columns!r} and {gap!r}.")
     rows = -(-count // columns)
     canvas = np.zeros((rows * columns, height + gap, width + gap, channels), np.uint8)
     canvas[:count, :height, :width] = tiles
@@ -58,12 +59,12 @@ def grid(
 
 
 def _captioned(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """Write a caption into a black band below each image [b, h, w, c], with the font that Pillow brings."""
+    """Write a caption into a black band below each image [b, h, w, c], in Pillow's default font."""
     font = ImageFont.load_default()
     lines = [_plain(" ".join(caption.split())) for caption in captions]
     lines = [line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..." for line in lines]
     right = int(np.ceil(max(font.getbbox(line)[2] for line in lines)))
-    below = int(np.ceil(font.getbbox("Agjy|")[3]))  # one height, whatever letters there are
+    below = int(np.ceil(font.getbbox("Agjy|")[3]))  # the same height for all captions
     count, height, width, channels = images.shape
     tiles = np.zeros((count, height + below + 1, max(width, right), channels), np.uint8)
     tiles[:, :height, :width] = images
@@ -75,13 +76,13 @@ def _captioned(images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
 
 
 def _plain(text: str) -> str:
-    """Write a text in ASCII, the letters that Pillow's font has: accents are left out, others become question marks."""
+    """Return a text in ASCII, which Pillow's font can write: without accents, and with ? for other letters."""
     letters = [letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter)]
     return "".join(letters).encode("ascii", "replace").decode()
 
 
 def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -> Path:
-    """Write an animation whose frames are grids; the last one stays for two seconds.
+    """Write an animation whose frames are grids; the last frame is shown for two seconds.
 
     Args:
         frames: [frames, b, h, w, c] in [0, 1], as `sample_path(...).x_0_hat`, or a list of batches.
@@ -92,7 +93,7 @@ def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -
         The path.
 
     Raises:
-        ValueError: no frames, or fps not above 0.
+        ValueError: there are no frames, or `fps` is not above 0.
 
     Example:
         >>> import tempfile
@@ -101,7 +102,7 @@ def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -
         'x.gif'
     """
     if len(frames) == 0 or not fps > 0:
-        raise ValueError(f"A GIF needs frames and a positive fps, not {len(frames)} frames at {fps!r}.")
+        raise ValueError(f"A GIF needs `frames` and a positive `fps`, not {len(frames)} frames at {fps!r}.")
     pictures = [picture(grid(np.asarray(frame))) for frame in frames]
     durations = [1000 / fps] * (len(pictures) - 1) + [2000]
     path = Path(path)
@@ -111,13 +112,13 @@ def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -
 
 
 def strip(frames: Array) -> np.ndarray:
-    """Lay the frames of a path out as columns, each image a row: denoising at a glance.
+    """Lay out the frames of a trajectory as columns, one row for each image.
 
     Args:
         frames: [frames, b, h, w, c] in [0, 1].
 
     Returns:
-        np.uint8 picture, one row an image.
+        np.uint8 [height, width, c].
 
     Example:
         >>> strip(np.ones((10, 2, 8, 8, 1), np.float32)).shape
@@ -130,12 +131,12 @@ def strip(frames: Array) -> np.ndarray:
 
 
 def curves(lines: Mapping[str, Sequence[tuple[Number, Number]]], path: Path, *, x_label: str, y_label: str) -> Path:
-    """Draw curves over one axis, the heights on a logarithmic scale; needs matplotlib.
+    """Draw curves with a logarithmic y axis; needs matplotlib.
 
     Args:
-        lines: name -> points (x, y), y above 0.
+        lines: the points (x, y) of each curve by its name, with y above 0. The first curve is drawn thicker.
         path: the PNG to write.
-        x_label, y_label: what the axes say.
+        x_label, y_label: labels of the axes.
 
     Example:
         >>> import tempfile

@@ -4,15 +4,15 @@ The names, here and in the whole package:
 
     x_0, x_t, x_T        clean image in [-1, 1], noisy image at t, pure noise
     eps, v               the true noise in x_t, the true velocity; x_0_hat, eps_hat are predictions
-    noise                fresh Gaussian of a sampler's step
-    t                    index 0 .. T-1 into the tables, 0 the least noisy (the papers' t - 1); s is the next, less
-                         noisy one
+    noise                fresh Gaussian noise of a sampler's step
+    t                    index 0 .. T-1 into the tables; 0 is the least noisy (the papers' t - 1); s is the next, less
+                         noisy index
     betas, alphas_cumprod   the tables; alpha_bar_t is an entry of the second
     sigma_t              sqrt(1 - alpha_bar_t)
     lambda_t             log(sqrt(alpha_bar_t) / sigma_t), half the log of the signal-to-noise ratio
 
-Tables are numpy float64. Those of diffusers' beta schedules hold exactly its float32 values, with which the published
-checkpoints were trained.
+Tables are numpy float64. For diffusers' beta schedules they hold exactly its float32 values, since the published
+checkpoints were trained with them.
 """
 
 import math
@@ -27,16 +27,16 @@ from ddpm_jax.types import Array, Coefficient, Images
 def betas(config: ScheduleConfig) -> np.ndarray:
     """Return the T noise variances beta_t of q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I).
 
-    (Ho et al. 2020, eq. 2.) Schedules: linear (Ho et al., section 4), scaled_linear (linear in sqrt(beta)),
+    (Ho et al. 2020, eq. 2.) The schedules are linear (Ho et al., section 4), scaled_linear (linear in sqrt(beta)),
     squaredcos_cap_v2 (Nichol & Dhariwal 2021, eq. 17), sigmoid (GeoDiff), laplace (Hang & Gu 2024), exp (alpha_bar
     falls as e^(-12 t / T); Heun's in diffusers), and those of hojonathanho/diffusion: quad, const, warmup10, warmup50,
-    jsd. `rescale_betas_zero_snr` shifts them to zero terminal signal (Lin et al. 2023, algorithm 1).
+    jsd. `rescale_betas_zero_snr` rescales the table to zero signal at the end (Lin et al. 2023, algorithm 1).
 
-    Equal to `DDPMScheduler.betas` of diffusers to the last bit, except for sigmoid and zero-SNR rescaling, where
-    torch's own float32 functions are a unit in the last place off at some timesteps.
+    The table equals `DDPMScheduler.betas` of diffusers to the last bit. The exceptions are sigmoid and zero-SNR
+    rescaling, where torch's own float32 functions differ by a unit in the last place at some timesteps.
 
     Raises:
-        ValueError: the schedule is variance-exploding, which has no betas.
+        ValueError: the schedule is not variance-preserving, so it has no betas.
 
     Example:
         >>> [round(float(beta), 6) for beta in betas(ScheduleConfig())[[0, 999]]]
@@ -44,7 +44,7 @@ def betas(config: ScheduleConfig) -> np.ndarray:
     """
     if config.kind != "vp":
         names = {"ve": "A variance-exploding schedule", "other": "A schedule that is not variance-preserving"}
-        raise ValueError(f"{names[config.kind]} has no betas.")
+        raise ValueError(f"{names[config.kind]} (`kind` {config.kind!r}) has no betas. Only `kind` 'vp' has.")
     table = _rule(config)
     if config.rescale_betas_zero_snr:
         table = _rescaled_to_zero_snr(table)
@@ -54,8 +54,8 @@ def betas(config: ScheduleConfig) -> np.ndarray:
 def alphas_cumprod(config: ScheduleConfig) -> np.ndarray:
     """Return alpha_bar_t = prod_{r <= t} (1 - beta_r), the signal power left at each of the T timesteps.
 
-    (Ho et al. 2020, eq. 4.) Equal to `DDPMScheduler.alphas_cumprod` of diffusers, whose running product
-    is accumulated in float64 and rounded to float32 entry by entry.
+    (Ho et al. 2020, eq. 4.) It equals `DDPMScheduler.alphas_cumprod` of diffusers, whose running product is
+    accumulated in float64 and rounded to float32 at each entry.
 
     Example:
         >>> float(alphas_cumprod(ScheduleConfig())[999].round(9))
@@ -104,7 +104,7 @@ def _rule(config: ScheduleConfig) -> np.ndarray:
 
 
 def _linspace_float32(start: float, end: float, steps: int) -> np.ndarray:
-    """torch.linspace in float32, to the bit: counted from the nearer end, with a step rounded to float32."""
+    """Return torch.linspace in float32, to the bit: counted from the nearer end, with a step rounded to float32."""
     if steps == 1:
         return np.asarray([start], np.float32)
     first, last = np.float32(start), np.float32(end)
@@ -148,8 +148,8 @@ def q_sample(x_0: Images, alpha_bar_t: Coefficient, eps: Images) -> Images:
     Returns:
         x_t, of the shape of x_0.
 
-    Same as `DDPMScheduler.add_noise` of diffusers in float32. In half precision it keeps the coefficients in float32,
-    which diffusers rounds.
+    In float32 it equals `DDPMScheduler.add_noise` of diffusers. In half precision the coefficients stay float32 here,
+    while diffusers rounds them.
 
     Example:
         >>> q_sample(np.ones((1, 1, 1, 1), np.float32), 0.64, np.ones((1, 1, 1, 1), np.float32)).item()
@@ -169,10 +169,10 @@ def q_posterior(x_0: Images, x_t: Images, alpha_bar_t: Coefficient, alpha_bar_s:
 
     Args:
         x_0, x_t: images, NHWC.
-        alpha_bar_t, alpha_bar_s: signal power at t and s; 1 stands for the clean image itself.
+        alpha_bar_t, alpha_bar_s: signal power at t and s; 1 means the clean image.
 
     Returns:
-        The mean, of the shape of x_t, and the variance, a scalar or one an image.
+        The mean, of the shape of x_t, and the variance, a scalar or one for each image.
 
     Example:
         >>> image = np.ones((1, 1, 1, 1), np.float32)
@@ -185,7 +185,7 @@ def q_posterior(x_0: Images, x_t: Images, alpha_bar_t: Coefficient, alpha_bar_s:
 
 
 def posterior_coefficients(alpha_bar_t, alpha_bar_s):
-    """Return what x_0 and x_t are weighted with in the mean of q(x_s | x_t, x_0), and its variance."""
+    """Return the weights of x_0 and x_t in the mean of q(x_s | x_t, x_0), and its variance."""
     alpha = alpha_bar_t / alpha_bar_s
     from_x_0 = alpha_bar_s**0.5 * (1 - alpha) / (1 - alpha_bar_t)
     from_x_t = alpha**0.5 * (1 - alpha_bar_s) / (1 - alpha_bar_t)
@@ -231,9 +231,9 @@ def v_from_x_0_eps(x_0: Images, alpha_bar_t: Coefficient, eps: Images) -> Images
 def prediction_coefficients(prediction_type: str, alpha_bar_t):
     """Return (a, b, c, d) with x_0_hat = a x_t + b out and eps_hat = c x_t + d out for a network's output.
 
-    A network that predicts x_0 or v is never taken through eps, which at zero signal would be 0/0. Works on numbers,
-    numpy and jax arrays. At alpha_bar_t = 0 the coefficients of an "epsilon" network are infinite, and so they
-    are at alpha_bar_t = 1 for "sample": callers refuse those grids.
+    Predictions of x_0 and v do not pass through eps, which would be 0/0 at zero signal. Numbers, numpy arrays and jax
+    arrays are accepted. Coefficients are infinite at alpha_bar_t = 0 for "epsilon" and at alpha_bar_t = 1 for
+    "sample"; callers refuse such grids.
 
     Example:
         >>> prediction_coefficients("v_prediction", np.float64(0.0))
@@ -278,6 +278,6 @@ def log_snr(alpha_bar_t):
 
 
 def broadcast(coefficient: Coefficient) -> Array:
-    """Shape a coefficient, one for all or one an image, so that it multiplies NHWC images."""
+    """Shape a coefficient, one for all images or one for each, so that it multiplies NHWC images."""
     coefficient = jnp.asarray(coefficient)
     return coefficient[:, None, None, None] if coefficient.ndim else coefficient

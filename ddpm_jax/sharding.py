@@ -1,4 +1,4 @@
-"""Where arrays live: one axis "data" over all devices, images split along it, weights on each."""
+"""Placement of arrays: a mesh of one axis "data" over all devices, images sharded along it, weights replicated."""
 
 import contextlib
 import math
@@ -10,31 +10,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.files import locked
 from ddpm_jax.types import PyTree
 
 DATA_AXIS = "data"
-LEAST_SPLIT = 4096  # smaller arrays are not worth a message
+LEAST_SPLIT = 4096  # smaller arrays are replicated: sending their shards costs more than it saves
 
 
 def data_mesh(devices: Any = None) -> Mesh:
-    """Return the mesh over all devices (or those given) along which batches are split, process by process.
+    """Return the mesh over all devices, or the given ones, along which batches are sharded.
 
-    Its axis is of type Auto: linen's layers do not know jax's newer default, explicit axes.
+    The devices of a process are neighbours. The axis has type Auto, since linen's layers do not support explicit axes,
+    jax's newer default.
 
     Example:
         >>> data_mesh().axis_names
         ('data',)
     """
     devices = jax.devices() if devices is None else devices
-    devices = sorted(devices, key=lambda device: device.process_index)  # a process's rows of a batch are neighbours
+    devices = sorted(
+        devices, key=lambda device: device.process_index
+    )  # so that each process has neighbouring rows of a batch
     return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def mesh_of(weights: PyTree) -> Mesh:
-    """Return the mesh that weights are committed to, or the mesh over all devices.
+    """Return the mesh of the devices that the weights are committed to, or the mesh over all devices.
 
     Uncommitted weights do not determine the mesh.
     """
@@ -47,18 +50,18 @@ def mesh_of(weights: PyTree) -> Mesh:
 
 
 def auto(mesh: Mesh) -> Mesh:
-    """Return a mesh with axes of type Auto, whatever type its maker gave them."""
+    """Return the mesh with all axes of type Auto."""
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def replicate(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
-    """Replicate weights on every device, once for all calls of `sample`.
+    """Replicate weights on every device once, so that calls of `sample` do not copy them.
 
-    Without it, `sample` on several devices copies the weights to each of them in every call.
+    Without this, each call of `sample` on several devices copies the weights to all of them.
 
     Args:
         tree: Params, or any tree of arrays.
-        mesh: the devices; all of them if None.
+        mesh: the devices; None for all of them.
 
     Example:
         >>> params = replicate(ddpm_jax.load("digits-16"))
@@ -67,9 +70,9 @@ def replicate(tree: PyTree, mesh: Mesh | None = None) -> PyTree:
 
 
 def place(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
-    """Put arrays on all devices of a mesh: split along their first axis, or whole on each.
+    """Put arrays on the devices of a mesh: sharded along their first axis, or replicated.
 
-    Weights that stand on the mesh already, in whatever way, stay as they are.
+    Weights that are on the mesh already keep their sharding.
     """
     spec = PartitionSpec(mesh.axis_names[0]) if split else PartitionSpec()
     sharding = NamedSharding(mesh, spec)
@@ -84,7 +87,7 @@ def place(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
 
 
 def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """Shard an array of which every process has a full copy: each fills its own shards, and nothing is sent."""
+    """Shard an array of which every process has a full copy; each process fills its own shards, nothing is sent."""
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -94,12 +97,12 @@ def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def weight_shardings(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
-    """Return where each array of a training state lies.
+def weight_shardings(tree: PyTree, mesh: Mesh | AbstractMesh, *, split: bool) -> PyTree:
+    """Return the sharding of each array of a training state.
 
-    The rule: whole on every device; or, with `split`, arrays of at least LEAST_SPLIT numbers are split along the
-    longest axis that the devices divide (the last of equals), whatever they are: a weight, its moments and its averages
-    have one shape, and so lie alike.
+    Arrays are replicated. With `split`, those of at least LEAST_SPLIT numbers are sharded along the longest axis that
+    the number of devices divides (the last of equally long ones). The rule looks at shapes only, so a weight, its
+    moments and its averages have the same sharding.
 
     Example:
         >>> mesh = data_mesh()
@@ -120,13 +123,13 @@ def weight_shardings(tree: PyTree, mesh: Mesh, *, split: bool) -> PyTree:
 
 
 def wait_for_all(moment: str) -> None:
-    """Wait until every process has come to this moment, where there are several."""
+    """Wait until every process has reached this point."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(moment)
 
 
 def everywhere(good: bool) -> bool:
-    """Tell whether something is so in all processes, and wait for them."""
+    """Wait for all processes, and tell whether `good` is true in all of them."""
     if jax.process_count() == 1:
         return good
     return bool(multihost_utils.process_allgather(np.array(good)).all())
@@ -134,7 +137,7 @@ def everywhere(good: bool) -> bool:
 
 @contextlib.contextmanager
 def held(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder for this job, as `files.locked`; its first process does so for all of them."""
+    """Lock a folder for this job, as `files.locked` does; the first process holds the lock for all."""
     with contextlib.ExitStack() as stack:
         error = None
         if jax.process_index() == 0:
@@ -143,14 +146,14 @@ def held(folder: Path, what: str) -> Iterator[None]:
             except OSError as found:
                 error = found
         if not everywhere(error is None):
-            raise error or BlockingIOError(f"The first process cannot hold {folder}, and says why.")
+            raise error or BlockingIOError(f"The first process cannot lock {folder}; its message says why.")
         yield
 
 
 def own_rows(array: jax.Array) -> list[tuple[int, np.ndarray]]:
-    """Return (first row, rows) for each part of an array, split along its first axis, that this process is to write.
+    """Return (first row, rows) of each shard that this process is to write, of an array sharded along its first axis.
 
-    Among all processes every row comes once.
+    Over all processes every row occurs once.
 
     Example:
         >>> [(start, rows.shape) for start, rows in own_rows(jnp.zeros((4, 2)))]
@@ -164,7 +167,7 @@ def own_rows(array: jax.Array) -> list[tuple[int, np.ndarray]]:
 
 
 def constrain(state: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Keep a stack of batches [k, b, ...] split along the mesh inside a compiled program."""
+    """Keep a stack of batches [k, b, ...] sharded along the mesh inside a compiled program."""
     if mesh is None:
         return state
     sharding = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names[0]))

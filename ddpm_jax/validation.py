@@ -1,4 +1,4 @@
-"""What every config's fields are checked with, and how JSON's lists become hashable."""
+"""Checks of configs, settings and arguments, with the words of their messages; JSON values as hashable ones."""
 
 import dataclasses
 import difflib
@@ -24,14 +24,14 @@ def nearest(name: str, known, cutoff: float = 0.6) -> str:
 def known_items(items: Mapping[str, Any], known: Collection[str], owner: str) -> dict[str, Any]:
     """Return the items of a JSON file that are fields of what it describes.
 
-    An unknown key that asks for nothing (null, false, empty) is passed over, any other one with a warning, as diffusers
-    does. A key that is nearly the name of a field is refused: it was meant to act. What asks for something is compared
-    with the fields that the file does not give less strictly than with the others.
+    An unknown key is ignored, as in diffusers: without a warning if it asks for nothing (null, false, empty). A key
+    that is nearly the name of a field is refused, since it was meant to act. A key that asks for something is compared
+    more loosely with the fields that the file leaves out.
 
     Args:
-        items: of the file.
-        known: the fields' names.
-        owner: what has those fields, for the messages.
+        items: the contents of the file.
+        known: names of the fields.
+        owner: what has those fields, for the messages: "A scheduler".
 
     Raises:
         ValueError: a misspelt field.
@@ -46,12 +46,12 @@ def known_items(items: Mapping[str, Any], known: Collection[str], owner: str) ->
         check(not meant, f"{owner} has no field `{name}`.{meant} Correct its name, or take it out of the file.")
     listed = ", ".join(f"`{name}`" for name, value in foreign.items() if value)
     if listed:
-        warnings.warn(f"{owner} has no field {listed}: passed over, as diffusers does.", stacklevel=3)
+        warnings.warn(f"{owner} has no field {listed}: ignored, as in diffusers.", stacklevel=3)
     return {name: value for name, value in items.items() if name in known}
 
 
 def some(names: Sequence[str], most: int) -> str:
-    """Return the first names, and how many more there are.
+    """List the first names, and count the others.
 
     Example:
         >>> some(["a", "b", "c"], 2)
@@ -75,13 +75,14 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], *, place: str
         >>> differences({"steps": 5, "sides": [1, 2]}, {"steps": 7, "sides": (1, 2)})
         ['steps 5 there, 7 here']
     """
-    plain = lambda value: os.fspath(value) if isinstance(value, os.PathLike) else freeze(value)
-    pairs = {name: (plain(there.get(name)), plain(here.get(name))) for name in sorted({*there, *here})}
-    return [f"{name} {one!r} there, {other!r} {place}" for name, (one, other) in pairs.items() if one != other]
+    text = lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value
+    pairs = {name: (text(there.get(name)), text(here.get(name))) for name in sorted({*there, *here})}
+    changed = {name: pair for name, pair in pairs.items() if freeze(pair[0]) != freeze(pair[1])}
+    return [f"{name} {one!r} there, {other!r} {place}" for name, (one, other) in changed.items()]
 
 
 def freeze(value: Any) -> Any:
-    """Turn JSON's lists into tuples, which hash."""
+    """Return a JSON value with tuples for lists and sorted pairs for objects, which can be hashed."""
     if isinstance(value, list | tuple):
         return tuple(freeze(item) for item in value)
     if isinstance(value, dict):
@@ -90,24 +91,33 @@ def freeze(value: Any) -> Any:
 
 
 def thaw(value: Any) -> Any:
+    """Return a JSON value with lists for tuples."""
     return [thaw(item) for item in value] if isinstance(value, tuple) else value
 
 
 def check(condition: Any, message: str) -> None:
+    """Raise a ValueError with the message unless the condition is true."""
     if not condition:
         raise ValueError(message)
 
 
 def is_int(value: Any, least: int = 1) -> bool:
+    """Tell whether a value is an integer, not a bool, of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: Any) -> bool:
+    """Tell whether a value is a number, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Rule(NamedTuple):
-    """What a value must be, or settings must be so that one of them acts: in words, and as a test."""
+    """A condition on a value, or on settings as a whole.
+
+    Attributes:
+        words: the condition, as it stands in a message.
+        holds: tells whether it is met.
+    """
 
     words: str
     holds: Callable[[Any], bool]
@@ -117,6 +127,7 @@ FLAG = Rule("true or false", lambda value: isinstance(value, bool))
 
 
 def integer(least: int = 1) -> Rule:
+    """Ask for an integer of at least `least`."""
     return Rule(f"an integer from {least} up", lambda value: is_int(value, least))
 
 
@@ -136,24 +147,27 @@ POSITIVE = Rule("a number above 0", lambda value: is_number(value) and 0 < value
 
 
 def choice(*values: Any) -> Rule:
+    """Ask for one of some values."""
     return Rule(f"one of {list(values)}", lambda value: value in values)
 
 
 def optional(rule: Rule) -> Rule:
+    """Ask for None, or for what another rule asks for."""
     return Rule(f"{rule.words} or None", lambda value: value is None or rule.holds(value))
 
 
 def several(rule: Rule, least: int = 0) -> Rule:
-    """Ask for a tuple of values that a rule holds for."""
+    """Ask for a tuple whose items each meet a rule."""
     words = f"a tuple, of at least {least}, of which each is {rule.words}" if least else f"a tuple, each {rule.words}"
     return Rule(words, lambda value: isinstance(value, tuple) and len(value) >= least and all(map(rule.holds, value)))
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse what is out of range in a dataclass with the tables VALUES and ACTS, or was set and would do nothing.
+    """Check a dataclass by its tables VALUES, of ranges, and ACTS, of where a field acts.
 
     Raises:
-        ValueError: names the field, its value and what would be right.
+        ValueError: a field is out of range, or was set and would do nothing; names it, its value and what would be
+            right.
     """
     for name, rule in settings.VALUES.items():
         value = getattr(settings, name)
@@ -162,9 +176,14 @@ def check_settings(settings: Any) -> None:
 
 
 def check_acts(settings: Any, rules: Mapping[str, Rule], whole: Any) -> None:
-    """Refuse fields of a dataclass that were set, though by the rules, which look at `whole`, they would do nothing.
+    """Refuse fields of a dataclass that were set but would do nothing.
 
-    A field that has its default cannot be told from one that was left out, and passes.
+    A field with its default value passes: it cannot be told from one that was left out.
+
+    Args:
+        settings: the dataclass.
+        rules: where a field acts, by its name.
+        whole: what the rules look at.
     """
     for field in dataclasses.fields(settings):
         rule, value = rules.get(field.name), getattr(settings, field.name)
@@ -173,12 +192,16 @@ def check_acts(settings: Any, rules: Mapping[str, Rule], whole: Any) -> None:
 
 
 def where(name: str, *values: Any) -> Rule:
-    """Ask for one of some values of another field."""
+    """Ask that another field has one of some values."""
     return Rule(f"`{name}` {' or '.join(map(str, values))}", lambda settings: getattr(settings, name) in values)
 
 
 def as_integer(name: str, value: Any) -> int:
-    """Return an argument as an int; refuse what is none."""
+    """Return an argument as an int.
+
+    Raises:
+        TypeError: it is no integer; names the argument and its value.
+    """
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -188,7 +211,11 @@ def as_integer(name: str, value: Any) -> int:
 
 
 def as_positive(name: str, value: Any) -> int:
-    """Return an argument as an int from 1 up."""
+    """Return an argument as an int of at least 1.
+
+    Raises:
+        TypeError, ValueError: it is no integer, or less than 1.
+    """
     value = as_integer(name, value)
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, not {value}.")

@@ -39,9 +39,40 @@ def test_old_names_are_brought_up_to_date():
     assert UNetConfig.from_dict(old) == UNetConfig(**(PLAIN | changes))
 
 
-def test_hidden_and_ema_keys_are_passed_over():
-    extra = {"_class_name": "UNet2DModel", "_name_or_path": "x", "decay": 0.9999, "optimization_step": 7, "power": 0.75}
+def test_hidden_and_ema_keys_are_ignored(recwarn):
+    """Those that `EMAModel.save_pretrained` of diffusers 0.42.1 writes."""
+    extra = {
+        **{"_class_name": "UNet2DModel", "_name_or_path": "x", "decay": 0.9999, "inv_gamma": 1.0, "power": 0.75},
+        **{"min_decay": 0.1, "optimization_step": 7, "update_after_step": 3, "use_ema_warmup": True},
+    }
     assert UNetConfig.from_dict(PLAIN | extra) == UNetConfig(**PLAIN)
+    assert not recwarn.list
+
+
+def test_what_follows_from_the_fields():
+    """diffusers 0.42.1: the defaults inside UNet2DModel and its blocks."""
+    assert UNetConfig(**PLAIN).time_embed_dim == 4 * 32
+    assert UNetConfig(**PLAIN, time_embedding_dim=48).time_embed_dim == 48
+    assert UNetConfig(**PLAIN).head_dim(64) == 8 and UNetConfig(**PLAIN, attention_head_dim=None).head_dim(64) == 64
+    skips = {"down_block_types": ("SkipDownBlock2D",) * 2, "up_block_types": ("SkipUpBlock2D",) * 2}
+    none = UNetConfig(**(PLAIN | skips | {"norm_num_groups": None}))
+    assert [none.groups(channels) for channels in (32, 128, 256)] == [8, 32, 32]
+    assert UNetConfig(**PLAIN).groups(256) == 8
+    assert UNetConfig(**PLAIN).smallest_size == 2 and UNetConfig().smallest_size == 8
+    assert UNetConfig(**PLAIN).image_size == (16, 16) and UNetConfig().image_size is None
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        {"down_block_types": ("DownBlock2D", "SkipDownBlock2D")},  # the last level halves nothing
+        {"up_block_types": ("UpBlock2D", "SkipUpBlock2D")},
+        {"down_block_types": ("DownBlock2D", "SkipDownBlock2D"), "in_channels": 1, "out_channels": 1},
+        {"up_block_types": ("UpBlock2D", "SkipUpBlock2D"), "in_channels": 1, "out_channels": 1},
+    ],
+)
+def test_skip_blocks_that_resample_nothing_go_anywhere(blocks):
+    UNetConfig(**(PLAIN | blocks))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +81,15 @@ def test_hidden_and_ema_keys_are_passed_over():
         ({"block_out_chanels": (32,)}, "no field `block_out_chanels`. Did you mean `block_out_channels`"),
         ({"down_block_types": ("DownBlock2D", "AtnDownBlock2D")}, "'AtnDownBlock2D'.*Did you mean `AttnDownBlock2D`"),
         ({"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}, "no block of UNet2DModel"),
-        ({"block_out_channels": (32, 64, 64)}, "has 3 entries but `down_block_types` has 2.*must be as long"),
+        ({"block_out_channels": (32, 64, 64)}, "has 3 entries but `down_block_types` has 2.*one entry for each level"),
         ({"up_block_types": ("UpBlock2D",)}, "`up_block_types` has 1"),
         ({"norm_num_groups": 12}, "`norm_num_groups` 12 does not divide the (32|64) channels"),
+        ({"norm_num_groups": 12, "mid_block_type": None}, "does not divide the (32|64) channels of a level"),
+        ({"norm_num_groups": 16, "block_out_channels": (32, 40)}, "does not divide the 40 channels of a level"),
+        ({"freq_shift": "1"}, "`freq_shift` must be a number"),
         ({"norm_num_groups": None}, "only the skip blocks allow"),
         ({"attn_norm_num_groups": 12}, "`attn_norm_num_groups` 12 does not divide"),
-        ({"attention_head_dim": 128}, "no head would be left"),
+        ({"attention_head_dim": 128}, "there would be no head. Take at most 64, or null"),
         ({"attention_head_dim": [8, 8]}, "`attention_head_dim` must be a positive integer or null"),
         ({"block_out_channels": 32}, "`block_out_channels` must be positive integers"),
         ({"layers_per_block": 0}, "`layers_per_block` must be a positive integer"),
@@ -119,7 +153,7 @@ def test_keys_that_ask_for_nothing_pass(extra, recwarn):
 )
 def test_descriptive_keys_pass_with_a_warning(extra):
     names = ", ".join(f"`{name}`" for name in extra if name not in PLAIN | {"in_channels": 3, "out_channels": 3})
-    with pytest.warns(UserWarning, match=f"UNet2DModel has no field {names}: passed over"):
+    with pytest.warns(UserWarning, match=f"UNet2DModel has no field {names}: ignored"):
         assert UNetConfig.from_dict(PLAIN | extra) == UNetConfig(**PLAIN)
 
 
@@ -243,6 +277,11 @@ def test_variance_exploding_schedules(name):
     assert scheduler_from_dict(scheduler_to_dict(schedule, sampler)) == (schedule, sampler)
 
 
+def test_names_of_diffusers_0_0():
+    schedule, sampler = scheduler_from_dict({"timesteps": 300, "clip_predicted_image": False})
+    assert schedule == ScheduleConfig(num_train_timesteps=300) and sampler.to_dict() == {"clip_sample": False}
+
+
 def test_predict_epsilon_of_old_versions():
     assert scheduler_from_dict({"predict_epsilon": False})[0].prediction_type == "sample"
     assert scheduler_from_dict({"predict_epsilon": True})[0].prediction_type == "epsilon"
@@ -256,12 +295,19 @@ def test_predict_epsilon_of_old_versions():
         ({"clip_sampel_range": 2.0}, "Did you mean `clip_sample_range`"),
         ({"beta_schedule": "cosine"}, "`beta_schedule` 'cosine' is unknown"),
         ({"beta_start": -1}, r"`beta_start` must be in \(0, 1\]"),
+        ({"beta_end": 1.5}, r"`beta_end` must be in \(0, 1\], not 1.5"),
+        ({"trained_betas": [0.1, 1.5], "num_train_timesteps": 2}, r"`trained_betas` must be numbers in \(0, 1\]"),
+        ({"trained_betas": [0.0], "num_train_timesteps": 1}, r"`trained_betas` must be numbers in \(0, 1\]"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_min": 5.0, "sigma_max": 5.0}, "`sigma_max` above it"),
         ({"num_train_timesteps": 0}, "`num_train_timesteps` must be a positive integer"),
         ({"prediction_type": "noise"}, "`prediction_type` must be one of"),
         ({"trained_betas": [0.1, 0.2]}, "`trained_betas` has 2 entries but `num_train_timesteps` is 1000"),
         ({"trained_betas": ["a"], "num_train_timesteps": 1}, "`trained_betas` must be numbers"),
         ({"rescale_betas_zero_snr": 1}, "`rescale_betas_zero_snr` must be true or false"),
-        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 0.001}, "`sigma_min` and `sigma_max` must rise"),
+        (
+            {"_class_name": "ScoreSdeVeScheduler", "sigma_max": 0.001},
+            "`sigma_max` above it, not 0.01 and 0.001",
+        ),
     ],
 )
 def test_bad_scheduler_configs(items, message, untyped):
@@ -273,7 +319,7 @@ def test_foreign_keys_of_a_scheduler(recwarn):
     plain = {"_class_name": "DDPMScheduler", "clip_sample": True}
     assert scheduler_from_dict(plain | {"a_later_knob": None, "another": []}) == scheduler_from_dict(plain)
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="A scheduler has no field `notes`, `a_later_knob`: passed over"):
+    with pytest.warns(UserWarning, match="A scheduler has no field `notes`, `a_later_knob`: ignored"):
         assert scheduler_from_dict(plain | {"notes": "x", "a_later_knob": 3}) == scheduler_from_dict(plain)
 
 

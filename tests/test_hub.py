@@ -226,9 +226,9 @@ def test_errors_and_options(hub, tmp_path):
     assert results[11] == [total_of(0), "DDIMScheduler"]  # the scheduler lies beside unet/
     assert results[12][0] == "ValueError" and "no id of the hub" in results[12][1]
     assert results[13][0] == total_of(0) and cache.is_dir()
-    assert results[14][1].endswith("What can be opened is `subfolder` checkpoint-500 or checkpoint-1000.")
+    assert results[14][1].endswith("that can be opened: `subfolder` checkpoint-500 or checkpoint-1000.")
     assert results[15] == [total_of(0), "DDPMScheduler"]
-    assert results[16][1].endswith("What can be opened is `subfolder` inner.")
+    assert results[16][1].endswith("Name a folder of it that can be opened: `subfolder` inner.")
 
 
 def test_every_option_of_load_acts_on_the_hub(hub, tmp_path):

@@ -28,7 +28,7 @@ RANKS = [
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 # Heavy packages have one door each; torch and diffusers have none.
 DOORS = {
-    "orbax": {"checkpoint/folder.py", "training/checkpoints.py"},
+    "orbax": {"checkpoint/trees.py"},
     "grain": {"training/data.py"},
     "optax": {"training/step.py"},
     "tensorboardX": {"training/logs.py"},
@@ -81,6 +81,82 @@ def test_layers(path):
                 assert name in doors, f"{name} imports {package}; only {doors or 'nobody'} may"
 
 
+def names_of(path):
+    """A module's dotted name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(("ddpm_jax", *(part for part in parts if part != "__init__")))
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Also within a family, where ranks say nothing, and by imports inside functions."""
+    modules = {names_of(path): path for path in FILES if path != PACKAGE / "__init__.py"}
+    below = {name: {other for other, _ in imports(path) if other in modules} for name, path in modules.items()}
+    # `from package import module` imports the module; the package is meant only where a name of its own is taken
+    for name, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                if all(f"{node.module}.{alias.name}" in modules for alias in node.names):
+                    below[name].discard(node.module)
+    waiting = dict(below)
+    while leaves := [name for name, others in waiting.items() if not others & waiting.keys()]:
+        for name in leaves:
+            del waiting[name]
+    assert not waiting, f"these import one another: {waiting}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_private_names_stay_in_their_module(path):
+    tree = ast.parse(path.read_text())
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "ddpm_jax":
+            private = [alias.name for alias in node.names if alias.name.startswith("_")]
+            assert not private or private == ["__version__"], f"{private} of {node.module}"
+            modules |= {alias.asname or alias.name for alias in node.names if alias.name[0].islower()}
+    taken = [
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+        if node.attr.startswith("_") and not node.attr.startswith("__")
+    ]
+    assert not taken
+
+
+def documented(tree):
+    """Every function and class of a module that can be reached from outside it: (name, is a property, docstring)."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name, False, ast.get_docstring(node)
+        if isinstance(node, ast.ClassDef):
+            for inner in node.body:
+                if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("__"):
+                    decorators = {getattr(decorator, "id", "") for decorator in inner.decorator_list}
+                    yield f"{node.name}.{inner.name}", "property" in decorators, ast.get_docstring(inner)
+
+
+NO_VERBS = set("a an all every how its the this those what when where whether which".split())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_the_first_line_of_a_docstring_is_a_sentence(path):
+    """One line and a full stop, then a blank line; of a public function an order: "Return ...", not "Returns ..."."""
+    tree = ast.parse(path.read_text())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    texts = [("the module", False, ast.get_docstring(tree)), *documented(tree)]
+    for name, is_property, text in texts:
+        public = not name.rpartition(".")[2].startswith("_")
+        if text is None:
+            assert name not in functions or not public, f"{name} has no docstring"
+            continue
+        first, *rest = text.splitlines()
+        assert first.endswith("."), f"{name}: {first}"
+        assert not rest or not rest[0], f"{name}: a blank line comes after {first}"
+        if name in functions and public and not is_property:
+            word = first.split()[0]
+            assert word.lower() not in NO_VERBS and not word.endswith(("ing", "s,")), f"{name}: {first}"
+            assert not word.endswith("s") or word in ("Express", "Process", "Compress"), f"{name}: {first}"
+
+
 def test_importing_is_light():
     """No heavy package is loaded by `import ddpm_jax`, nor by opening the demo."""
     heavy = ("orbax.checkpoint", "grain", "optax", "matplotlib", "torch", "diffusers", "tyro", "scipy.special")
@@ -111,7 +187,7 @@ def test_files_stay_small_and_named_for_what_they_hold():
 def test_public_names_are_documented(name):
     item = getattr(ddpm_jax, name)
     text = inspect.getdoc(item)
-    assert text and text.splitlines()[0].endswith((".", ":"))
+    assert text and text.splitlines()[0].endswith(".")
     if name not in ("Trajectory", "Prediction"):  # plain bundles, made by functions that show them
         assert "Example:" in text, name
 

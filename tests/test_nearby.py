@@ -27,7 +27,7 @@ def test_checkpoints_of_a_trainer(tmp_path, params, pipeline):
     with pytest.raises(FileNotFoundError) as error:
         load(tmp_path / "run")
     names = [f"{tmp_path}/run/checkpoint-{step}" for step in (20, 500, 1000)]
-    assert f"What can be opened is {', '.join(names)}: load({names[-1]!r})." in str(error.value)
+    assert f"These can be opened: {', '.join(names)}; for example load({names[-1]!r})." in str(error.value)
     with pytest.warns(UserWarning, match="no scheduler_config.json"):
         assert load(names[-1]).config.unet == params.config.unet
 
@@ -45,14 +45,14 @@ def test_checkpoints_of_a_trainer(tmp_path, params, pipeline):
 def test_the_folder_that_was_meant(tmp_path, pipeline, params, named, opens):
     with pytest.raises(FileNotFoundError) as error:
         load(tmp_path / named)
-    assert str(error.value).endswith(f"What can be opened is {tmp_path / opens}: load({str(tmp_path / opens)!r}).")
+    assert str(error.value).endswith(f"can be opened: {tmp_path / opens}; for example load({str(tmp_path / opens)!r}).")
     assert load(tmp_path / opens).config.unet == params.config.unet
 
 
 def test_weights_alone(tmp_path, pipeline, params):
     (tmp_path / "far/away").mkdir(parents=True)
     (pipeline / "unet/diffusion_pytorch_model.safetensors").rename(tmp_path / "far/away/model.safetensors")
-    with pytest.raises(FileNotFoundError, match="is a file; .* open with `from_state_dict` alone"):
+    with pytest.raises(FileNotFoundError, match="is a file. .* without a config.json open with `from_state_dict`"):
         load(tmp_path / "far/away/model.safetensors")
     shutil.copytree(tmp_path / "far/away", pipeline / "unet", dirs_exist_ok=True)
     with pytest.raises(FileNotFoundError, match="no unet/diffusion_pytorch.* Should unet/model.safetensors have that"):
@@ -62,12 +62,12 @@ def test_weights_alone(tmp_path, pipeline, params):
 def test_parts_of_our_folders(tmp_path, params):
     save(params, tmp_path / "ours")
     for part in ("weights", "weights/d"):
-        with pytest.raises(FileNotFoundError, match=r"What can be opened is .*ours: load"):
+        with pytest.raises(FileNotFoundError, match=r"These can be opened: .*ours; for example load"):
             load(tmp_path / "ours" / part)
 
 
 def test_a_subfolder_that_is_not_there(pipeline):
-    with pytest.raises(FileNotFoundError, match=r"has no folder unet_ema. What can be opened is .*pipe/unet: load"):
+    with pytest.raises(FileNotFoundError, match=r"has no folder unet_ema. .* opened: .*pipe/unet; for example load"):
         load(pipeline, subfolder="unet_ema")
 
 
@@ -75,12 +75,12 @@ def test_many_folders_are_counted(tmp_path, pipeline):
     for number in range(8):
         shutil.copytree(pipeline, tmp_path / f"all/{number}")
     shutil.rmtree(pipeline)
-    with pytest.raises(FileNotFoundError, match=r"is 3 others, \S*/3, \S*/4, \S*/5, \S*/6, \S*/7: load"):
+    with pytest.raises(FileNotFoundError, match=r"opened: 3 others, \S*/3, \S*/4, \S*/5, \S*/6, \S*/7; for"):
         load(tmp_path / "all")
 
 
 def test_an_address_of_the_hub():
-    with pytest.raises(FileNotFoundError, match="The id in it is google/ddpm-cat-256"):
+    with pytest.raises(FileNotFoundError, match="The id in this address is google/ddpm-cat-256"):
         load("https://huggingface.co/google/ddpm-cat-256/tree/main")
 
 
@@ -102,7 +102,7 @@ class TestTheHubsCache:
         (repository / "refs/main").write_text("bbb\n")
         assert locate(repository).folder.name == "bbb"
         (repository / "refs/main").unlink()
-        with pytest.raises(FileNotFoundError, match="there is aaa, bbb. Name one of them, or load .* by its id"):
+        with pytest.raises(FileNotFoundError, match="It has aaa, bbb: name one of them, or load .* by its id"):
             load(repository)
 
     def test_the_only_snapshot(self, repository):
@@ -115,7 +115,7 @@ class TestTheHubsCache:
 
     @pytest.mark.parametrize("named, opens", [("..", ""), ("refs", ""), ("snapshots", "snapshots/aaa")])
     def test_folders_around_it(self, repository, named, opens):
-        with pytest.raises(FileNotFoundError, match=f"What can be opened is \\S*{(repository / opens).name}: load"):
+        with pytest.raises(FileNotFoundError, match=f"can be opened: \\S*{(repository / opens).name}; for example"):
             load((repository / named).resolve())
 
 

@@ -51,7 +51,7 @@ class TestExtras:
         assert equal(load(tmp_path / "x"), tiny)
         assert not recwarn.list
         path.write_text(json.dumps(json.loads(path.read_text()) | {"sharpener": ["some_library", "Sharpener"]}))
-        with pytest.warns(UserWarning, match=r"has sharpener \(Sharpener\) beside its UNet: passed over"):
+        with pytest.warns(UserWarning, match=r"has sharpener \(Sharpener\) beside its UNet: ignored"):
             assert equal(load(tmp_path / "x"), tiny)
 
     @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ class TestExtras:
         save(tiny, tmp_path / "x", format="diffusers")
         path = tmp_path / "x/model_index.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | extra))
-        with pytest.raises(ValueError, match="a latent or conditional model.*opens with `subfolder` 'unet'"):
+        with pytest.raises(ValueError, match="a latent or conditional model.*load it with `subfolder` 'unet'"):
             load(tmp_path / "x")
         assert equal(load(tmp_path / "x", subfolder="unet"), tiny)
         (write_flat(tmp_path / "flat", tiny) / "model_index.json").write_text(path.read_text())
-        with pytest.raises(ValueError, match="opens without these entries of model_index.json"):
+        with pytest.raises(ValueError, match="load it without these entries of model_index.json"):
             load(tmp_path / "flat")
 
     def test_extra_keys_of_json_files(self, tmp_path, tiny):
@@ -80,7 +80,7 @@ class TestExtras:
         path = folder / "unet/config.json"
         config = json.loads(path.read_text())
         path.write_text(json.dumps(config | {"cross_attention_dim": None, "torch_dtype": "bf16"}))
-        with pytest.warns(UserWarning, match="UNet2DModel has no field `torch_dtype`: passed over"):
+        with pytest.warns(UserWarning, match="UNet2DModel has no field `torch_dtype`: ignored"):
             assert equal(load(folder), tiny)
         path.write_text(json.dumps(config | {"layer_per_block": 2}))
         with pytest.raises(ValueError, match="Did you mean `layers_per_block`"):
@@ -88,7 +88,7 @@ class TestExtras:
         path.write_text(json.dumps(config))
         path = folder / "scheduler/scheduler_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"notes": "x", "later": None}))
-        with pytest.warns(UserWarning, match="A scheduler has no field `notes`: passed over"):
+        with pytest.warns(UserWarning, match="A scheduler has no field `notes`: ignored"):
             assert equal(load(folder), tiny)
 
     @pytest.mark.filterwarnings("ignore:A schedule has no field")
@@ -97,7 +97,7 @@ class TestExtras:
         items = json.loads(path.read_text()) | {"licence": "MIT"}
         items["schedule"] |= {"shift": None, "later": 3}
         path.write_text(json.dumps(items))
-        with pytest.warns(UserWarning, match="A schedule has no field `later`: passed over"):
+        with pytest.warns(UserWarning, match="A schedule has no field `later`: ignored"):
             assert equal(load(tmp_path / "x"), tiny)
         for sampler in ({"items": {}}, {"class_name": "DDPMScheduler", "items": [1]}):
             path.write_text(json.dumps(items | {"sampler": sampler}))
@@ -116,7 +116,7 @@ class TestExtras:
 class TestRuns:
     def test_a_checkpoint_with_nan_is_passed_over(self, run):
         params = make_params(num_class_embeds=3)
-        with pytest.warns(UserWarning, match=r"step 10 in .* is opened; 20: \d+ of \d+ tensors hold NaN"):
+        with pytest.warns(UserWarning, match=r"step 10 .*; newer ones cannot be: 20: \d+ of \d+ tensors hold NaN"):
             loaded = load(run)
         jax.tree.map(lambda one, two: np.testing.assert_array_equal(one, two / 2), loaded.weights, params.weights)
         jax.tree.map(np.testing.assert_array_equal, load(run, ema=False).weights, params.weights)
@@ -143,7 +143,7 @@ class TestInfo:
         for format in ("ddpm_jax", "diffusers"):
             out = self.info(capsys, save(params.replace(config=config), tmp_path / format, format=format))
             assert "classes     0: pear, 1: 10, 2: Äpfel\n" in out
-            assert "classes     3 stands for none" in out
+            assert "classes     3 means no class" in out
             assert "trained on" not in out
 
     def test_many_classes(self, tmp_path, capsys):
@@ -151,18 +151,18 @@ class TestInfo:
         names = tuple(f"n{number}" for number in range(30))
         config = dataclasses.replace(params.config, class_names=names)
         out = self.info(capsys, save(params.replace(config=config), tmp_path / "x"))
-        assert "0: n0, 1: n1," in out and "19: n19, and 10 more\n" in out and "stands for none" not in out
+        assert "0: n0, 1: n1," in out and "19: n19, and 10 more\n" in out and "means no class" not in out
 
     def test_what_a_run_was_trained_on(self, run, capsys):
         shutil.rmtree(run / "checkpoints/20")
         out = self.info(capsys, run)
         assert "trained on  12 images, 1 channels, 2 classes\n" in out
-        assert "classes     0: pear, 1: apple\n" in out and "2 stands for none" in out
+        assert "classes     0: pear, 1: apple\n" in out and "2 means no class" in out
 
     def test_a_size_that_cannot_be_drawn(self, tmp_path, capsys):
         stale = make_params(sample_size=(7, 8))
         out = self.info(capsys, save(stale, tmp_path / "x"))
-        assert "7 x 8 (which it cannot draw: sides must be multiples of 2), 1 -> 1 channels" in out
+        assert "7 x 8 (it cannot draw these: sides must be multiples of 2), 1 -> 1 channels" in out
 
     def test_weights_without_numbers(self, tmp_path, capsys):
         params = small_params()

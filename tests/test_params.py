@@ -105,6 +105,31 @@ def test_init(scheme, tiny):
     assert np.any(np.asarray(other.weights["conv_in"]["kernel"]) != params.weights["conv_in"]["kernel"])
 
 
+def test_the_ends_of_branches_begin_near_zero():
+    """hojonathanho/diffusion: init_scale=0. becomes 1e-10 of the variance; all else has that of fan_avg."""
+    config = make_params(mid_block_type="UNetMidBlock2D").config
+    leaves = named_leaves(ddpm_jax.init(jax.random.key(0), config).weights)
+    kernels = {"/".join(path): np.abs(leaf).max() for path, leaf in leaves.items() if path[-1] == "kernel"}
+    ends = {name for name in kernels if name.split("/")[-2] in ("conv2", "to_out_0", "conv_out")}
+    assert any("to_out_0" in name for name in ends) and any("conv2" in name for name in ends)
+    assert all((kernels[name] < 1e-4) == (name in ends) for name in kernels)
+
+
+def test_tables_and_frequencies():
+    """Embeddings N(0, 1), Fourier frequencies N(0, 16^2), each drawn for itself."""
+    level = {"block_out_channels": (512,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    fourier = make_params(time_embedding_type="fourier", **level).config
+    for scheme in ("paper", "torch"):
+        drawn = ddpm_jax.init(jax.random.key(0), fourier, scheme=scheme).weights
+        frequencies = np.asarray(drawn["time_proj"]["weight"])
+        assert abs(frequencies.std() / 16 - 1) < 0.15  # five standard errors of 512 draws
+        tables = make_params(time_embedding_type="learned", num_train_timesteps=100, num_class_embeds=100).config
+        weights = ddpm_jax.init(jax.random.key(0), tables, scheme=scheme).weights
+        times, classes = (np.asarray(weights[name]["weight"]) for name in ("time_proj", "class_embedding"))
+        assert abs(times.std() - 1) < 0.13 and abs(classes.std() - 1) < 0.07  # 800 and 3200 draws
+        assert abs(np.corrcoef(times.ravel()[:800], classes.ravel()[:800])[0, 1]) < 0.18
+
+
 def test_unknown_scheme(tiny, untyped):
     with pytest.raises(ValueError, match="`scheme` must be"):
         ddpm_jax.init(jax.random.key(0), tiny.config, scheme="kaiming")
@@ -157,7 +182,7 @@ def test_predict_refuses_what_is_no_prediction():
     with pytest.raises(ValueError, match="3 output channels are no prediction for the 1 of an image"):
         ddpm_jax.predict(make_params(out_channels=3), X, 10)
     other = make_params(schedule=ScheduleConfig(kind="other"))
-    with pytest.raises(ValueError, match="`apply` works"):
+    with pytest.raises(ValueError, match="predict is not known. `apply` returns their output"):
         ddpm_jax.predict(other, X, 10)
     assert ddpm_jax.apply(other, X, 10).shape == X.shape
 
@@ -165,7 +190,7 @@ def test_predict_refuses_what_is_no_prediction():
 @pytest.mark.parametrize("t", [2.5, 10, -1])
 def test_learned_embeddings_have_rows_for_integers_only(t):
     params = make_params(time_embedding_type="learned", num_train_timesteps=10)
-    with pytest.raises(ValueError, match="has the rows 0 .. 9"):
+    with pytest.raises(ValueError, match="must be integers in 0 .. 9, the rows of the time embedding"):
         ddpm_jax.apply(params, X, t)
 
 

@@ -69,8 +69,50 @@ def test_gif(tmp_path, channels):
         assert image.n_frames == 4 and image.size == (18, 8)
         assert image.info["duration"] == 100 and image.info["loop"] == 0
     assert [item.name for item in tmp_path.iterdir()] == ["x.gif"]
-    with pytest.raises(ValueError, match="needs frames"):
+    with pytest.raises(ValueError, match="needs `frames` and a positive `fps`, not 0 frames at 20"):
         plotting.gif([], tmp_path / "y.gif")
+
+
+def test_columns_and_rows_are_about_as_many():
+    images = np.zeros((7, 4, 4, 1), np.float32)
+    shapes = [plotting.grid(images[:count], gap=0).shape[:2] for count in range(1, 8)]
+    assert shapes == [(4, 4), (4, 8), (8, 8), (8, 8), (8, 12), (8, 12), (12, 12)]
+
+
+def test_the_last_frame_stays(tmp_path):
+    frames = np.linspace(0, 1, 3, dtype=np.float32)[:, None, None, None, None] * np.ones((3, 1, 8, 8, 1), np.float32)
+    with Image.open(plotting.gif(frames, tmp_path / "x.gif", fps=5)) as image:
+        durations, levels = [], []
+        for number in range(image.n_frames):
+            image.seek(number)
+            durations.append(image.info["duration"])
+            levels.append(image.convert("L").getpixel((4, 4)))
+    assert durations == [200, 200, 2000] and levels == [0, 128, 255]
+
+
+def test_curves(tmp_path, monkeypatch):
+    """What matplotlib is told; that it draws it, and that a PNG is there when all is drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figures, draw = [], FigureCanvasAgg.print_png
+
+    def note(self, file):
+        figures.append(self.figure)
+        draw(self, file)
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", note)
+    lines = {"loss": [(0, 1.0), (1, 0.5), (2, 0.1)], "held out": [(2, 0.2)]}
+    path = plotting.curves(lines, tmp_path / "x.png", x_label="step", y_label="bits")
+    (axes,) = figures[0].axes
+    assert axes.get_yscale() == "log" and axes.get_xscale() == "linear"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("step", "bits")
+    drawn = {line.get_label(): line for line in axes.get_lines()}
+    assert {name: [*map(tuple, line.get_xydata())] for name, line in drawn.items()} == lines
+    assert drawn["loss"].get_linewidth() > drawn["held out"].get_linewidth()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines)
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.width > image.height
+    assert [item.name for item in tmp_path.iterdir()] == ["x.png"]
 
 
 def test_strip_shows_time_from_left_to_right():

@@ -65,8 +65,8 @@ def test_a_network_that_is_brought_has_its_resolution(tmp_path):
 def test_a_bucket_is_no_folder_to_train_in(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ("--preset", "tiny-16", "--data", "digits", "--out", "gs://bucket/run")
-    assert "gs://bucket/run is no path of this machine: mount it" in fails(capsys, *words)
-    with pytest.raises(ValueError, match="s3://bucket/run is no path of this machine"):
+    assert "gs://bucket/run is no local path: mount it" in fails(capsys, *words)
+    with pytest.raises(ValueError, match="s3://bucket/run is no local path"):
         average("s3://bucket/run", 0.1)
     assert os.listdir(tmp_path) == []
 

@@ -191,7 +191,7 @@ def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(settings, tmp_path, 
     """The first checkpoint is read back. Here orbax silently does not find its own files."""
     monkeypatch.setattr(epath.backend._OsPathBackend, "glob", lambda self, path: [])
     plain = dataclasses.replace(settings, ema=EmaConfig())
-    message = "could not be written .known at step 4.: What has been written cannot be read back.* step 0. Make room"
+    message = "could not be written .known at step 4.: What was written cannot be read back.* step 0. Make room"
     with pytest.raises(OSError, match=message):
         train(plain, tmp_path / "run")
     assert os.listdir(tmp_path / "run/checkpoints") == ["damaged-4"]

@@ -71,7 +71,7 @@ def test_dicts_around_the_network(name, recwarn):
 
 def test_tensors_that_are_left_out_are_named():
     moments = {"state": {0: {"exp_avg": np.zeros(3), "exp_avg_sq": np.zeros(3)}}}
-    with pytest.warns(UserWarning, match=r"left out are those of `optimizer` \(2\)"):
+    with pytest.warns(UserWarning, match=r"Those of `optimizer` \(2\) are left out"):
         assert equal(from_state_dict({"model": TENSORS, "optimizer": moments, "step": 5}, PARAMS.config), PARAMS)
 
 
@@ -99,7 +99,7 @@ def test_the_way_out_of_a_mixture():
     [
         ({"model": {"input_blocks.0.0.weight": np.zeros((2, 2))}}, "OpenAI's guided-diffusion"),
         (under("ema_model.", {"downs.0.0.mlp.1.weight": np.zeros(2)}), "lucidrains'"),
-        ({"unet": TENSORS, "vae": {"encoder.conv_in.weight": np.zeros(2)}}, "an autoencoder.*pass the tensors alone"),
+        ({"unet": TENSORS, "vae": {"encoder.conv_in.weight": np.zeros(2)}}, "an autoencoder.*pass only its tensors"),
         (TENSORS | {"a.b": np.zeros(2), "a": {"b": np.zeros(2)}}, "holds `a.b` twice"),
         (TENSORS | {"conv_in.bias": "zeros"}, "`conv_in.bias` is a str"),
         (TENSORS | {"conv_in.bias": None}, "`conv_in.bias` is a NoneType"),
@@ -117,11 +117,11 @@ def test_what_is_no_dict(untyped):
         def state_dict(self):
             raise AssertionError
 
-    with pytest.raises(TypeError, match=r"not Module.*`model.state_dict\(\)`; `read_torch_pickle`"):
+    with pytest.raises(TypeError, match=r"not Module. Pass `model.state_dict\(\)` of .* `read_torch_pickle`"):
         from_state_dict(Module(), PARAMS.config)
     endless = {}
     endless["x"] = {"y": endless}
-    with pytest.raises(ValueError, match="None of the names is this network's"):
+    with pytest.raises(ValueError, match="No name belongs to this network"):
         from_state_dict(endless, PARAMS.config)
 
 

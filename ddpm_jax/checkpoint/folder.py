@@ -1,7 +1,6 @@
-"""Our own folder: `ddpm_jax.json`, which says what it is, and `weights/`, which orbax writes.
+"""Our own folder: `ddpm_jax.json`, which describes the checkpoint, and `weights/`, which orbax writes.
 
-A training run's folder has the same file, and `checkpoints/` in the weights' place. With training/checkpoints.py this
-is the one place that imports orbax.
+A training run's folder has the same file, `checkpoints/` instead of the weights, and its record, `train.json`.
 """
 
 import dataclasses
@@ -14,8 +13,9 @@ import jax
 import numpy as np
 
 from ddpm_jax.checkpoint.tensors import named_leaves, raise_if_misfits, raise_if_not_finite
+from ddpm_jax.checkpoint.trees import read_branch, read_tree, shapes_in, write_tree
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
-from ddpm_jax.files import CHECKPOINT_FILE, RUN_FILE, plain_path, read_json, stored, write_json
+from ddpm_jax.files import CHECKPOINT_FILE, RUN_FILE, read_json, stored, write_json
 from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params
 from ddpm_jax.types import Array, PyTree
@@ -40,27 +40,28 @@ def write_ours(params: Params, folder: Path, storage_dtype: str, source: dict[st
     """Write our format into an empty folder.
 
     Args:
-        params: what to write.
-        folder: where to.
-        storage_dtype: "float32", "float16" or "bfloat16"; `read_ours` gives float32 whatever it was.
-        source: where the weights came from, for people; it takes no part in the config.
+        params: the weights and their config.
+        folder: the folder to write into.
+        storage_dtype: "float32", "float16" or "bfloat16"; `read_ours` returns float32 in any case.
+        source: where the weights came from, for people to read; it is no part of the config.
     """
-    import orbax.checkpoint as ocp
-
     leaves = {"/".join(path): np.asarray(leaf) for path, leaf in named_leaves(params.weights).items()}
     values = iter(stored(leaves, storage_dtype).values())
     weights = jax.tree.map(lambda _: next(values), params.weights)
-    with plain_path(folder) as place, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(place / _WEIGHTS_FOLDER, weights)
+    write_tree(folder / _WEIGHTS_FOLDER, weights)
     write_config(params.config, folder, source)
     compare(lambda: _weights(folder, read_config(folder)), weights)
 
 
 def compare(read: Callable[[], PyTree], written: PyTree) -> None:
-    """Read what has been written, and find the same in it.
+    """Read back what was written, and compare.
+
+    Args:
+        read: reads it.
+        written: the arrays in memory.
 
     Raises:
-        OSError: it cannot be read, or is something else.
+        OSError: it cannot be read, or holds other numbers.
     """
     try:
         same = jax.tree.leaves(jax.tree.map(_holds, read(), written))
@@ -68,11 +69,11 @@ def compare(read: Callable[[], PyTree], written: PyTree) -> None:
     except Exception as error:
         why = first_line(error)
     if why:
-        raise OSError(f"What has been written cannot be read back: {why} Try another disk or folder.")
+        raise OSError(f"What was written cannot be read back: {why} Try another disk or folder.")
 
 
 def _holds(found: np.ndarray, written: Array) -> bool:
-    """Tell whether an array holds the numbers of another, or of those of its parts that are in this process."""
+    """Tell whether an array equals another one, or those shards of it that this process holds."""
     if isinstance(written, jax.Array):
         parts = [(shard.index, shard.data) for shard in written.addressable_shards if shard.replica_id == 0]
     else:
@@ -81,12 +82,12 @@ def _holds(found: np.ndarray, written: Array) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """Return the beginning of an error's text; orbax adds its whole tree."""
+    """Return the first line of an error's text; orbax appends the whole tree."""
     return (str(error).strip() or repr(error)).splitlines()[0][:300]
 
 
 def write_config(config: Config, folder: Path, source: dict[str, Any] | None) -> None:
-    """Write `ddpm_jax.json`, which describes all but the weights."""
+    """Write `ddpm_jax.json`, which holds the config and where the weights came from."""
     items = {
         "format_version": FORMAT_VERSION,
         "unet": config.unet.to_dict(),
@@ -100,15 +101,15 @@ def write_config(config: Config, folder: Path, source: dict[str, Any] | None) ->
 
 
 def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
-    """Read our format; the weights arrive as float32, whatever they are stored as and wherever they were saved.
+    """Read our format; the weights are float32 in memory, however they are stored.
 
-    They are read as numpy arrays and belong to no device yet, so that folders saved on eight devices open on any
-    number. (orbax's own restore would pin them to the devices it is told of, and take another config's shapes
-    without a word; here shapes are compared first.)
+    They are read as numpy arrays and are not committed to a device, so a folder that was saved on eight devices opens
+    on any number. Their shapes are compared with the config first: orbax restores other shapes without an error.
 
     Raises:
-        ValueError: a newer or broken `ddpm_jax.json`, weights that do not fit it (all of them listed) or are damaged.
-        FileNotFoundError: no weights.
+        ValueError: a newer or broken `ddpm_jax.json`, weights that are damaged or do not fit it (the message lists all
+            of them).
+        FileNotFoundError: there are no weights.
     """
     config = read_config(folder, dtype=dtype)
     weights = _weights(folder, config)
@@ -117,28 +118,28 @@ def read_ours(folder: Path, *, dtype: str = "float32") -> Params:
 
 
 def _weights(folder: Path, config: Config) -> PyTree:
-    import orbax.checkpoint as ocp
-
     path = folder / _WEIGHTS_FOLDER
     if not path.is_dir():
-        raise FileNotFoundError(f"{folder} has {CHECKPOINT_FILE} but no `{_WEIGHTS_FOLDER}` folder beside it.")
+        raise FileNotFoundError(f"{folder} has {CHECKPOINT_FILE} but no folder `{_WEIGHTS_FOLDER}` beside it.")
     shapes = layout(config.unet).weights
-    with plain_path(path) as place, ocp.StandardCheckpointer() as checkpointer:
-        try:
-            found = checkpointer.metadata(place).item_metadata.tree
-            found = {name: leaf.shape for name, leaf in named_leaves(found).items()}
-        except Exception as error:
-            raise ValueError(f"{path} is no orbax checkpoint, or damaged: {error}") from error
-        wanted = {name: leaf.shape for name, leaf in named_leaves(shapes).items()}
-        raise_if_misfits(
-            {"/".join(name): shape for name, shape in found.items()},
-            {"/".join(name): shape for name, shape in wanted.items()},
-        )
-        try:
-            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
-            return checkpointer.restore(place, target)
-        except Exception as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+    try:
+        found = shapes_in(path)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint that orbax wrote: {error}") from error
+    wanted = {name: leaf.shape for name, leaf in named_leaves(shapes).items()}
+    raise_if_misfits(
+        {"/".join(name): shape for name, shape in found.items()},
+        {"/".join(name): shape for name, shape in wanted.items()},
+    )
+    try:
+        return read_tree(path, _hollow(shapes))
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _hollow(shapes: PyTree) -> PyTree:
+    """Return numpy arrays of the shapes, to read into."""
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
 
 
 def is_run(folder: Path) -> bool:
@@ -149,11 +150,11 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path, *, ema: bool | None = None, dtype: str = "float32") -> Params:
     """Read the weights of a training run's newest checkpoint: the averaged ones, unless `ema` is False.
 
-    A checkpoint that is damaged, or holds NaN, is passed over with a warning.
+    A checkpoint that is damaged or holds NaN is skipped with a warning, and the one before it is read.
 
     Raises:
-        FileNotFoundError: there is no checkpoint yet.
-        ValueError: none can be read.
+        FileNotFoundError: the run has no checkpoint yet.
+        ValueError: no checkpoint can be read.
     """
     config = read_config(folder, dtype=dtype)
     name = "weights" if ema is False else "ema"
@@ -170,30 +171,26 @@ def read_run(folder: Path, *, ema: bool | None = None, dtype: str = "float32") -
             errors.append(f"{step}: {first_line(error)}")
             continue
         if errors:
-            warnings.warn(f"The checkpoint of step {step} in {folder} is opened; {'; '.join(errors)}.", stacklevel=2)
+            warnings.warn(
+                f"The checkpoint of step {step} in {folder} is opened; newer ones cannot be: {'; '.join(errors)}.",
+                stacklevel=2,
+            )
         return Params(weights=jax.device_put(weights), config=config)
     raise ValueError(f"No checkpoint of {folder} can be read ({'; '.join(errors)}).")
 
 
 def steps_in(parts: Path) -> list[int]:
-    """Return the steps that there are checkpoints of, in order."""
+    """Return the steps that have a checkpoint, in order."""
     return sorted(int(path.name) for path in parts.iterdir() if path.name.isdigit()) if parts.is_dir() else []
 
 
 def read_weights(parts: Path, step: int, name: str, config: Config) -> PyTree:
-    """Return one of the weights' trees in the checkpoint of a step, as numpy arrays, without reading the rest."""
-    import orbax.checkpoint as ocp
-
-    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), layout(config.unet).weights)
-    path = parts / str(step) / "default"
-    with plain_path(path) as place, ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        as_numpy = ocp.checkpoint_utils.construct_restore_args({name: like})  # whatever devices there were
-        restore = ocp.args.PyTreeRestore({name: like}, restore_args=as_numpy, partial_restore=True)
-        return checkpointer.restore(place, args=restore)[name]
+    """Return one tree of weights of a step's checkpoint as numpy arrays, without reading the rest."""
+    return read_branch(parts / str(step) / "default", name, _hollow(layout(config.unet).weights))
 
 
 def read_config(folder: Path, *, dtype: str = "float32") -> Config:
-    """Read what `ddpm_jax.json` describes."""
+    """Read the config in a folder's `ddpm_jax.json`."""
     items = read_json(folder / CHECKPOINT_FILE)
     version = items.get("format_version")
     check(
@@ -216,7 +213,7 @@ def read_config(folder: Path, *, dtype: str = "float32") -> Config:
 
 
 def _classes_of_old_run(folder: Path, unet: UNetConfig) -> dict[str, Any]:
-    """Return what a run of version 0.1 kept in its record alone; with label dropout its last row stood for no class."""
+    """Return what a run of version 0.1 has in its record only; with label dropout, the last row means no class."""
     if not is_run(folder) or unet.num_class_embeds is None:
         return {}
     record = read_record(folder)

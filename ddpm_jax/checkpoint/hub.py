@@ -27,7 +27,7 @@ class Snapshot(NamedTuple):
 
 
 def looks_like_repo_id(source: str) -> bool:
-    """Tell whether a string could name a repository: `owner/name`.
+    """Tell whether a string could be the id of a repository: `owner/name`.
 
     Example:
         >>> looks_like_repo_id("google/ddpm-cat-256"), looks_like_repo_id("./checkpoints/cat")
@@ -52,8 +52,9 @@ def download(
     Without a connection, with `local_files_only` or with HF_HUB_OFFLINE=1, the cached snapshot is returned.
 
     Raises:
-        FileNotFoundError: no such repository, revision or file, or nothing in the cache to fall back on.
-        PermissionError: the hub wants a token, or another one. (Of a private repository it says that there is none.)
+        FileNotFoundError: there is no such repository, revision or file; or the hub cannot be reached and the cache
+            does not have it. The hub says of a private repository that there is none.
+        PermissionError: the hub wants a token, or another one.
         ConnectionError: a download broke off.
     """
     import huggingface_hub
@@ -91,13 +92,13 @@ def download(
     except Exception as error:
         _raise_if_final(error, repo_id, revision)
         raise ConnectionError(
-            f"The download of {repo_id} broke off: {error} Call again: what is complete stays in the cache."
+            f"The download of {repo_id} broke off: {error} Call again: complete files stay in the cache."
         ) from error
     return Snapshot(Path(root, prefix), Path(root).name, files)
 
 
 def _raise_if_final(error: Exception, repo_id: str, revision: str | None) -> None:
-    """Say what the hub's answer means, where asking again will not change it."""
+    """Translate answers of the hub that asking again will not change."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.RevisionNotFoundError):
@@ -124,7 +125,7 @@ def _raise_if_final(error: Exception, repo_id: str, revision: str | None) -> Non
 
 
 def _cached(repo_id: str, prefix: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
-    """Return the root of a repository's snapshot in the cache, if a config of it is there."""
+    """Return the root of a repository's cached snapshot, if it holds a config."""
     import huggingface_hub
 
     for name in (CHECKPOINT_FILE, "config.json", "unet/config.json", "unet_ema/config.json"):
@@ -148,7 +149,7 @@ def _find_files(repo_id: str, below: list[str], prefix: str, variant: str | None
 
 
 def _elsewhere(names: list[str], prefix: str) -> str:
-    """Say which folders among names can be opened, for a message."""
+    """Name the folders that can be opened, for a message."""
     found = []
     for parts in (name.split("/") for name in names if name.endswith(("/config.json", f"/{CHECKPOINT_FILE}"))):
         for folder in ("/".join(parts[:-2]), "/".join(parts[:-1])):
@@ -157,4 +158,4 @@ def _elsewhere(names: list[str], prefix: str) -> str:
                 found.append(folder)
                 break
     shown = " or ".join(prefix + folder for folder in sorted(found, key=natural))
-    return f" What can be opened is `subfolder` {shown}." if found else ""
+    return f" Name a folder of it that can be opened: `subfolder` {shown}." if found else ""

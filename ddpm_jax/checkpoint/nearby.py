@@ -1,4 +1,4 @@
-"""What opens near a path that does not: the folders that people name by mistake, and what they meant."""
+"""Hints for a path that cannot be opened: which folders near it can."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -13,14 +13,14 @@ _MAX_SHOWN = 5
 
 
 def names_below(folder: Path) -> list[str]:
-    """Name the files at a folder's root and one level below; training output holds thousands deeper down."""
+    """Name the files at a folder's root and one level below it; training output has thousands further down."""
     below = [path for path in folder.iterdir() if path.is_dir()]
     everything = [*folder.iterdir(), *(path for part in below for path in part.iterdir())]
     return [path.relative_to(folder).as_posix() for path in everything if path.is_file()]
 
 
 def opens(names: Collection[str]) -> bool:
-    """Tell whether the files of these names, below a root, are a checkpoint.
+    """Tell whether files of these names make a checkpoint.
 
     Example:
         >>> opens(["unet/config.json"]), opens(["unet/config.json", "unet/diffusion_pytorch_model.bin"])
@@ -38,10 +38,10 @@ def is_cached_repository(folder: Path) -> bool:
 
 
 def snapshot(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the snapshot of a repository in the hub's cache that its `main` stands for, or its only one.
+    """Return the snapshot of `main`, or else the only one, of a repository in the hub's cache.
 
     Raises:
-        FileNotFoundError: there is none, or several of which none is `main`.
+        FileNotFoundError: there is no snapshot, or there are several and none is `main`.
     """
     snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
     main = folder / "refs" / "main"
@@ -50,7 +50,7 @@ def snapshot(folder: Path) -> tuple[Path, dict[str, Any]]:
     if len(chosen) != 1:
         there = ", ".join(path.name for path in snapshots) or "none"
         raise FileNotFoundError(
-            f"{folder} has no snapshot that its refs/main names; there is {there}. Name one of them, or load the "
+            f"{folder} has no snapshot of the commit in its refs/main. It has {there}: name one of them, or load the "
             "repository by its id, owner/name."
         )
     model = folder.name.removeprefix("models--").replace("--", "/")
@@ -58,7 +58,7 @@ def snapshot(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def natural(name: str | Path) -> list[Any]:
-    """Sort checkpoint-1000 after checkpoint-500, as a key.
+    """Return a key that sorts checkpoint-1000 after checkpoint-500.
 
     Example:
         >>> sorted(["checkpoint-1000", "checkpoint-500"], key=natural)
@@ -69,7 +69,7 @@ def natural(name: str | Path) -> list[Any]:
 
 
 def hint(path: Path) -> str:
-    """Say which folders below or above a path can be opened, for a message; nothing where there is none.
+    """Name the folders below or above a path that can be opened, for a message; "" if there is none.
 
     Example:
         >>> hint(Path("/nowhere"))
@@ -81,11 +81,11 @@ def hint(path: Path) -> str:
     found.sort(key=natural)
     others = [f"{len(found) - _MAX_SHOWN} others"] if len(found) > _MAX_SHOWN else []
     shown = ", ".join([*others, *map(str, found[-_MAX_SHOWN:])])
-    return f" What can be opened is {shown}: load({str(found[-1])!r})."
+    return f" These can be opened: {shown}; for example load({str(found[-1])!r})."
 
 
 def _around(path: Path) -> Iterator[Path]:
-    """The folders two levels down, the level below alone where something opens there; else those two levels up."""
+    """Yield the folders of the first of two levels below where one can be opened, or else the nearest one above."""
     below: list[Path] = [path]
     for _ in range(2):
         below = [child for folder in below for child in _folders(folder)][:_MAX_LOOKED_AT]

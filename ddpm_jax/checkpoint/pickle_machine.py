@@ -1,9 +1,9 @@
-"""The stack machine that reads torch's pickles: it knows tensors, and nothing else.
+"""A stack machine that reads torch's pickles and can build only tensors, dicts and lists.
 
-A pickle is a program. This machine has only the instructions that state dicts are made of, and the names in `_CALLS`
-and `_MENTIONS`, each of which stands for an inert object of ours: nothing is imported, nothing is looked up by name.
-Whatever else is asked for is refused by name. Nothing that a pickle builds is hashed, compared or printed but short
-texts, and instructions, dimensions and texts are limited, so that nested structures are no trap.
+A pickle is a program. This machine has only the instructions that state dicts need, and only the names in `_CALLS` and
+`_MENTIONS`. Each name stands for an inert object of ours; nothing is imported or looked up. Everything else is refused
+by its name. Of what a pickle builds, only short texts and small integers are hashed, compared or printed. Instructions,
+dimensions and texts are limited. So nested structures cannot stall the machine.
 """
 
 import dataclasses
@@ -50,25 +50,25 @@ _MAX_TEXT = 4096
 _MAX_SEARCHED = 64 * 2**20
 
 
-# Where classes come from that trainers' files often hold beside the tensors.
+# Libraries whose classes trainers often save beside the tensors.
 _LIBRARIES = ("torch.nn.", "torch.optim.", "numpy.core.", "numpy._core.", "diffusers.", "transformers.", "accelerate.")
 _LIBRARIES += ("lightning.", "pytorch_lightning.", "omegaconf.", "argparse.", "pathlib.", "collections.")
 _MODULE_MARK = b"_forward_pre_hooks"  # stands in the state of every torch.nn.Module
 
 
 class Refused(Exception):
-    """What the file asks for is not to be had here."""
+    """The file asks for something that is refused."""
 
 
 class Foreign(Refused):
-    """The file asks for a class or function that is no tensor's."""
+    """The file asks for a class or function that tensors do not need."""
 
     def __init__(self, name: str):
         self.name = name
         super().__init__(f"its pickle asks for {name}, which is not needed for tensors and may be an attack")
 
     def explained(self, rest: bytes) -> Refused:
-        """Say more of what asks for it, from what follows in the pickle: text that is searched and never run."""
+        """Return a better message, by searching the rest of the pickle as text, without running it."""
         way_out = "in torch, `torch.save(model.state_dict(), path)` saves the tensors alone"
         if _MODULE_MARK in rest:
             return Refused(f"it holds a whole network of torch ({self.name}), whose code is not run; {way_out}")
@@ -78,7 +78,7 @@ class Foreign(Refused):
 
 
 def shown(value: Any) -> str:
-    """Show a value of the pickle in a message, without walking through it."""
+    """Return a value of the pickle as text for a message, without looking inside it."""
     if value is None or type(value) in (bool, Name):
         return str(value)
     if type(value) is str:
@@ -90,7 +90,7 @@ def shown(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """A global that is allowed. It does nothing; `_CALLS` says what calling it means."""
+    """An allowed global. It does nothing by itself; `_CALLS` says what calling it does."""
 
     module: str
     name: str
@@ -101,7 +101,7 @@ class Name:
 
 @dataclasses.dataclass
 class Storage:
-    """Bytes of the file, perhaps yet to come, as numbers of one dtype."""
+    """Numbers of one dtype, whose bytes may still have to be read."""
 
     dtype: np.dtype
     count: int
@@ -129,7 +129,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor that is built once all storages are there."""
+    """A tensor that is built when all storages have been read."""
 
     storage: Storage
     offset: Any
@@ -196,20 +196,20 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 
 def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
-    """Build a dict from pairs, as old Pythons pickled it, or an empty one."""
+    """Build a dict, empty or from pairs, as old versions of Python pickled it."""
     if type(items) not in (tuple, list) or not all(type(item) in (tuple, list) and len(item) == 2 for item in items):
         raise Refused("an OrderedDict is built from something that is no list of pairs")
     return {_key(key): value for key, value in items}
 
 
 def _key(key: Any) -> str | int:
-    """Allow what state dicts are keyed by; hashing anything else could take for ever."""
+    """Allow only keys of state dicts; hashing other objects could take forever."""
     if type(key) is str or (type(key) is int and 0 <= key < 2**31):
         return key
     raise Refused(f"a dict has {shown(key)} as a key")
 
 
-# What calling an allowed name means here.
+# What calling an allowed name does.
 _CALLS: dict[Name, Callable[..., Any]] = {
     Name("collections", "OrderedDict"): _ordered_dict,
     Name("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
@@ -222,7 +222,7 @@ _CALLS: dict[Name, Callable[..., Any]] = {
     Name("torch", "device"): lambda *where: None,
     Name("_codecs", "encode"): _encode,
 }
-# Names that are only ever mentioned.
+# Names that may be mentioned but not called.
 _MENTIONS = (
     {Name("torch", name) for name in STORAGES}
     | {Name("torch", name) for name in _DTYPES}
@@ -231,7 +231,7 @@ _MENTIONS = (
 
 
 class _Mark:
-    """Where a run of arguments begins on the stack."""
+    """Marks on the stack where a group of arguments begins."""
 
 
 _MARK = _Mark()
@@ -246,7 +246,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, file: io.BufferedReader | io.BytesIO) -> Any:
-        """Execute one pickle, from where the file stands up to its STOP."""
+        """Execute one pickle, from the file's position to its STOP."""
         try:
             return self._run(file)
         except Foreign as error:
@@ -365,7 +365,7 @@ class Machine:
         self.stack.append(_CALLS[function](*arguments))
 
     def _build(self, argument: None) -> None:
-        """Drop the state that a module's state_dict carries besides its tensors (`_metadata`)."""
+        """Drop what a module's state dict has besides its tensors (`_metadata`)."""
         self._take(1)
         if not isinstance(self.stack[-1], dict | Tensor):
             raise Refused(f"its pickle sets the state of a {type(self.stack[-1]).__name__}")

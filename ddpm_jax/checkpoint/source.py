@@ -1,4 +1,4 @@
-"""`load` and `save`: what a user names (a hub id, a folder, nothing) to Params, and Params to a folder."""
+"""`load`: a hub id, a folder or a bundled name to Params. `save`: Params to a folder."""
 
 import re
 from pathlib import Path
@@ -22,10 +22,10 @@ from ddpm_jax.files import (
 from ddpm_jax.params import Params, check_params
 from ddpm_jax.validation import check
 
-BUNDLED = Path(__file__).parent.parent / "demo"  # checkpoints that come with the package, by their names
-DEMO = "produce-32"  # the one that is opened where none is named
+BUNDLED = Path(__file__).parent.parent / "demo"  # checkpoints that come with the package
+DEMO = "produce-32"  # the one that `load()` opens
 _FORMATS = ("ddpm_jax", "diffusers")
-# An existing folder is only ever overwritten if it holds one of these.
+# `overwrite` replaces only a folder that holds one of these files.
 _REPLACEABLE = (CHECKPOINT_FILE, PIPELINE_FILE)
 
 
@@ -33,10 +33,10 @@ class Located(NamedTuple):
     """A checkpoint that was found.
 
     Attributes:
-        folder: on this machine, perhaps in the hub's cache.
-        source: what is known of its origin; a folder of ours says it.
-        files: the files of diffusers' format in it; None for a folder in our own format.
-        ema: whether the averaged weights of a training run are wanted.
+        folder: where it is on this machine, perhaps in the hub's cache.
+        source: its origin, as far as it is known; a folder in our own format records it.
+        files: its files in diffusers' format; None for a folder in our own format.
+        ema: which weights of a training run to read; see `load`.
     """
 
     folder: Path
@@ -57,30 +57,33 @@ def load(
     ema: bool | None = None,
     dtype: str = "float32",
 ) -> Params:
-    """Open a checkpoint: weights and all that they are, as one pytree.
+    """Open a checkpoint as one pytree: its weights and its config.
 
     Args:
-        source: a folder (of diffusers in any layout, ours, a training run's, or models--owner--name of the hub's
-            cache), which wins over all else of the same name; "produce-32" or "digits-16", which come with the
-            package; an id of the Hugging Face hub, "google/ddpm-cat-256"; None for the demo, produce-32.
+        source: one of the following. An existing folder wins over other sources of the same name.
+            A folder: of diffusers in any layout, in our own format, of a training run, or models--owner--name in the
+            hub's cache. "produce-32" or "digits-16", which come with the package. An id of the Hugging Face hub, as
+            "google/ddpm-cat-256". None for the demo, produce-32.
         revision: branch, tag or commit on the hub.
         variant: "fp16" opens diffusion_pytorch_model.fp16.safetensors.
-        subfolder: of the folder or repository.
-        token: for private repositories; True for the one you are logged in with.
-        cache_dir: of the hub; by default that of huggingface_hub.
-        local_files_only: do not ask the hub. This, `revision`, `token` and `cache_dir` are refused for a folder.
-        ema: True opens `unet_ema/`, False `unet/`, None `unet/` where it exists; of a training run's folder the
-            averaged weights, unless it is False.
+        subfolder: a folder inside the folder or repository.
+        token: the hub's token for private repositories; True for the one you are logged in with.
+        cache_dir: where the hub's files are cached; None for the default of huggingface_hub.
+        local_files_only: use the hub's cache without asking the hub.
+        ema: True opens `unet_ema/`, False `unet/`, None `unet/` if it exists and `unet_ema/` otherwise. A training
+            run opens with its averaged weights unless it is False.
         dtype: what convolutions and dense layers compute in, "float32" or "bfloat16"; weights are float32 in memory.
 
     Returns:
-        Params, on no device in particular.
+        Params that are not committed to a device.
 
     Raises:
-        FileNotFoundError: nothing of that name, or no checkpoint in it; says where it looked, and what opens nearby.
+        FileNotFoundError: there is nothing of that name, or no checkpoint in it; says where it looked, and what can be
+            opened nearby.
         PermissionError, ConnectionError: the hub wants a token, or cannot be reached.
-        ValueError: a config or weights that are broken, not UNet2DModel's, hold NaN or do not fit each other; an option
-            that does not go with the source.
+        ValueError: the config or the weights are broken, belong to another kind of model, hold NaN or do not fit each
+            other; an option is not for this kind of source (`revision`, `token`, `cache_dir` and `local_files_only`
+            are for the hub, `variant` and `ema` for diffusers' files).
 
     Example:
         >>> params = load()
@@ -133,12 +136,12 @@ def locate(
             known = read_json(folder / CHECKPOINT_FILE).get("source")
         return _look_into(folder, known or {"model": str(path)}, variant, ema)
     if path.exists():
-        hint = nearby.hint(path) or " Without a config weights open with `from_state_dict` alone."
-        raise FileNotFoundError(f"{path} is a file; name the folder that holds config.json and the weights.{hint}")
+        hint = nearby.hint(path) or " Weights without a config.json open with `from_state_dict`."
+        raise FileNotFoundError(f"{path} is a file. Name the folder that holds config.json and the weights.{hint}")
     if not hub.looks_like_repo_id(name):
         raise FileNotFoundError(
-            f"There is no folder {path}, and {name!r} is neither an id of the hub (owner/name) nor among those that "
-            f"come with the package, {bundled()}.{_repo_id_in(name)}"
+            f"There is no folder {path}. {name!r} is neither an id of the hub (owner/name) nor one of the checkpoints "
+            f"that come with the package, {bundled()}.{_repo_id_in(name)}"
         )
     snapshot = hub.download(name, subfolder=subfolder, variant=variant, ema=ema, **of_the_hub)
     origin = {"model": name, "revision": snapshot.commit}
@@ -148,7 +151,7 @@ def locate(
 def _look_into(
     folder: Path, source: dict[str, Any], variant: str | None, ema: bool | None, *, files: Files | None = None
 ) -> Located:
-    """Say which format a folder has; refuse options that are not for it, and a folder that is no checkpoint."""
+    """Find out which format a folder has; refuse options that are not for it, and a folder without a checkpoint."""
     names = nearby.names_below(folder) if files is None else []
     if is_ours(names):
         run = is_run(folder)
@@ -164,13 +167,13 @@ def _look_into(
 
 
 def _repo_id_in(name: str) -> str:
-    """Say which id of the hub an address stands for, for a message."""
+    """Return the hub id in the address of a web page, for a message."""
     address = re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", name)
-    return f" The id in it is {address[1]}." if address else ""
+    return f" The id in this address is {address[1]}." if address else ""
 
 
 def bundled() -> list[str]:
-    """Name the checkpoints that come with the package.
+    """Return the names of the checkpoints that come with the package.
 
     Example:
         >>> "digits-16" in bundled()
@@ -180,11 +183,11 @@ def bundled() -> list[str]:
 
 
 def read(where: Located, *, dtype: str = "float32") -> Params:
-    """Read a checkpoint that `locate` found, whichever format it has."""
+    """Read a checkpoint that `locate` found, in any format."""
     folder, files = where.folder, where.files
     if files is None:
         return read_run(folder, ema=where.ema, dtype=dtype) if is_run(folder) else read_ours(folder, dtype=dtype)
-    # a bare unet/ has its scheduler beside it, a trainer's checkpoint-500/ too
+    # unet/ and a trainer's checkpoint-500/ have the scheduler's folder beside them
     beside = folder.absolute().parent / "scheduler" / "scheduler_config.json"
     scheduler = beside if files.scheduler is None and beside.is_file() else None
     return from_state_dict(*read_folder(folder, files, dtype=dtype, scheduler=scheduler))
@@ -203,14 +206,14 @@ def save(
     """Write a checkpoint, whole or not at all.
 
     Args:
-        params: what to write.
-        folder: where to; it must not exist, unless `overwrite`.
+        params: the weights and their config.
+        folder: the folder to write; it must not exist, unless `overwrite` is True.
         format: "ddpm_jax", which opens fastest and on any number of devices, or "diffusers": a pipeline folder for
             `DDPMPipeline.from_pretrained`.
-        storage_dtype: "float32", "float16" or "bfloat16", for half the size.
-        overwrite: replace an existing checkpoint (and nothing that is none).
+        storage_dtype: "float32", or "float16" or "bfloat16" for half the size.
+        overwrite: replace an existing checkpoint. A folder that holds something else is never replaced.
         source: where the weights came from, for `format` "ddpm_jax", which records it.
-        card: text of a README.md that is written beside them.
+        card: text of a README.md to write into the folder.
 
     Returns:
         The folder.
@@ -219,7 +222,7 @@ def save(
         TypeError: params is no `Params`.
         ValueError: another format or dtype, a `source` for diffusers' format, weights that hold NaN or values beyond
             float16's range.
-        FileExistsError, NotADirectoryError, PermissionError: the folder exists or cannot be written.
+        FileExistsError, NotADirectoryError, PermissionError: the folder exists, or cannot be written.
 
     Example:
         >>> import tempfile

@@ -21,7 +21,8 @@ def raise_if_misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, 
     """Compare the shapes of tensors by name.
 
     Raises:
-        ValueError: lists missing, unexpected and mis-shaped tensors at once, and counts those it does not list.
+        ValueError: tensors are missing, unexpected or mis-shaped; lists all kinds at once, and counts what is left out
+            of a long list.
     """
     lines = {
         "missing": [f"{name} {list(wanted[name])}" for name in sorted(wanted.keys() - found.keys())],
@@ -35,7 +36,7 @@ def raise_if_misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, 
     count = sum(map(len, lines.values()))
     if count:
         listed = [f"{kind:10}  {line}" for kind, names in lines.items() for line in _some(names)]
-        none = "None of the names is this network's. " if not wanted.keys() & found.keys() else ""
+        none = "No name belongs to this network. " if not wanted.keys() & found.keys() else ""
         raise ValueError(
             f"The weights do not fit the config: {count} tensors are wrong, of {len(wanted)} it has.\n  "
             + "\n  ".join(listed)
@@ -44,12 +45,12 @@ def raise_if_misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, 
 
 
 def _some(lines: list[str]) -> list[str]:
-    """The first lines of a list, and how many more there are."""
+    """Return the first lines of a list, and the number of the others."""
     return lines if len(lines) <= _MAX_LISTED else [*lines[:_MAX_LISTED], f"and {len(lines) - _MAX_LISTED} more"]
 
 
 def raise_if_not_finite(weights: PyTree) -> None:
-    """Refuse weights, a state dict or a tree, that hold anything but numbers: whatever such a network draws is black.
+    """Refuse weights, as a state dict or a tree, that hold NaN or infinity: such a network draws black images.
 
     Raises:
         ValueError: a tensor holds NaN or infinity, or more than float32 can.
@@ -58,12 +59,12 @@ def raise_if_not_finite(weights: PyTree) -> None:
     for path, value in leaves.items():
         value = np.asarray(value)
         with np.errstate(over="ignore", invalid="ignore"):
-            if not np.isfinite(np.sum(value, dtype=np.float32)):  # which is quick, and wrong for huge numbers alone
+            if not np.isfinite(np.sum(value, dtype=np.float32)):  # quick; a false alarm for huge numbers only
                 count = np.count_nonzero(~np.isfinite(value.astype(np.float32)))
                 bad += [f"{'/'.join(path)} ({count} of {value.size})"] if count else []
     if bad:
         raise ValueError(
             f"{len(bad)} of {len(leaves)} tensors hold NaN or infinity: {', '.join(_some(bad))}. Such a network draws "
-            "nothing but black images. Its training had diverged, or its dtype was too narrow: take an earlier "
-            "checkpoint, or one in float32."
+            "only black images. Its training diverged, or its dtype was too narrow: take an earlier checkpoint, or "
+            "one in float32."
         )

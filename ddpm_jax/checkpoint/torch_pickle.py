@@ -1,8 +1,8 @@
-"""PyTorch's .bin and .pth files without torch, and without ever running a pickle's code.
+"""PyTorch's .bin and .pth files, read without torch and without running a pickle's code.
 
-Both of torch's formats are read: the zip archive (since 1.6) and the older stream of pickles. `pickle_machine` executes
-the pickles, which ask for storages; this module finds their bytes. A file cannot make us read beyond its own bytes, nor
-allocate a multiple of them.
+torch has two formats: a zip archive (since 1.6) and the older stream of pickles. `pickle_machine` executes the pickles,
+which ask for storages; this module finds the storages' bytes. A file can neither make us read beyond its end nor make
+us allocate a multiple of its size.
 """
 
 import io
@@ -29,12 +29,13 @@ def read_torch_pickle(path: str | Path) -> dict[str, np.ndarray]:
         path: a .bin, .pt, .pth or .ckpt file of either format.
 
     Returns:
-        The tensors by their names, C-contiguous; bfloat16 as `ml_dtypes.bfloat16`. Those of nested dicts, such as
-        {"model": {...}, "optimizer": {...}, "step": 5}, have dotted names, and what is no tensor there is left out.
+        The tensors by their names, C-contiguous; bfloat16 as `ml_dtypes.bfloat16`. In nested dicts, such as
+        {"model": {...}, "optimizer": {...}, "step": 5}, the names are dotted and values that are no tensors are left
+        out.
 
     Raises:
-        ValueError: a pickle that asks for anything but tensors (the message names what), a truncated or corrupt file, a
-            file that holds no state dict.
+        ValueError: the pickle asks for anything but tensors (the message names it), the file is truncated or corrupt,
+            or it holds no state dict.
 
     Example:
         >>> read_torch_pickle("diffusion_pytorch_model.bin")["conv_in.weight"].shape  # doctest: +SKIP
@@ -69,7 +70,7 @@ def read_torch_pickle(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _identity(identity: Any) -> tuple[Name, str, int, Any]:
-    """Take a persistent id apart: ("storage", type, key, location, count[, view])."""
+    """Check and split a persistent id: ("storage", type, key, location, count[, view])."""
     if type(identity) is not tuple or len(identity) not in (5, 6):
         raise Refused(f"its pickle refers to {shown(identity)}, which is no storage")
     word, kind, key, _, count, *view = identity
@@ -153,7 +154,9 @@ def _read_legacy(file: io.BufferedReader | io.BytesIO, size: int) -> Any:
         if count != storage.count:
             raise Refused(f"storage {key} has {count} numbers here and {storage.count} there")
         wanted = count * storage.dtype.itemsize
-        storage.fill(file.read(min(wanted, size)), big_endian)  # no buffer larger than the file; `fill` says what lacks
+        storage.fill(
+            file.read(min(wanted, size)), big_endian
+        )  # no buffer larger than the file; `fill` reports missing bytes
     return content
 
 
@@ -164,20 +167,18 @@ def _state_dict(content: Any, size: int) -> dict[str, np.ndarray]:
         content = _leaves(content)
     others = [shown(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(name, str) for name in content):
-        raise Refused(
-            f"it holds more than tensors by name ({', '.join(others[:5])}): no plain state dict; save that alone"
-        )
+        raise Refused(f"it holds more than tensors by name ({', '.join(others[:5])}): save the state dict alone")
     tensors, total = {}, 0
     for name, tensor in content.items():
         tensors[name] = tensor.build(name)
         total += tensors[name].nbytes
-        if total > 4 * size:  # weights that are tied share their bytes in the file, and few are
+        if total > 4 * size:  # tied weights share their bytes, but few weights are tied
             raise Refused("its tensors are many copies of the same bytes")
     return tensors
 
 
 def _leaves(content: dict[Any, Any]) -> dict[str, Tensor]:
-    """Return the tensors of nested dicts by dotted names; each dict is read once, however often it stands there."""
+    """Return the tensors of nested dicts by dotted names; a dict that occurs twice is read once."""
     leaves: dict[str, Tensor] = {}
     waiting, seen = [("", content, 0)], {id(content)}
     while waiting:

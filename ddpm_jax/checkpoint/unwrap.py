@@ -1,7 +1,7 @@
-"""State dicts as people keep them, made plain: out of the dicts around them, without prefixes, as numpy arrays.
+"""State dicts without what surrounds them: nested dicts, prefixes, tensors of torch.
 
-A trainer saves {"model": {...}, "optimizer": {...}, "step": 5}, a module that holds a network writes the name of its
-attribute before every tensor's. Both are the same thing here: dotted names with a common part before the network's own.
+A trainer saves {"model": {...}, "optimizer": {...}, "step": 5}. A module that holds a network writes its attribute's
+name before every tensor's. Both are treated alike, as dotted names with a common prefix before the network's own.
 """
 
 from collections import Counter
@@ -15,11 +15,11 @@ _MAX_DEPTH = 8
 
 
 def flattened(state_dict: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the leaves of nested dicts by their dotted names; a dict that stands at two places is taken once.
+    """Return the leaves of nested dicts by their dotted names. A dict that occurs twice is read once.
 
     Raises:
-        TypeError: no dict; says what to pass.
-        ValueError: two leaves of the same dotted name, dicts that are nested without end.
+        TypeError: `state_dict` is no dict; says what to pass.
+        ValueError: two leaves have the same dotted name, or the dicts are nested too deep.
 
     Example:
         >>> flattened({"model": {"conv_in.bias": 1}, "step": 2})
@@ -28,14 +28,16 @@ def flattened(state_dict: Mapping[Any, Any]) -> dict[str, Any]:
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f"`state_dict` must be a dict of tensors by name, not {type(state_dict).__name__}. "
-            "A network of torch gives its own, `model.state_dict()`; `read_torch_pickle` reads that of a file."
+            "Pass `model.state_dict()` of a torch module, or what `read_torch_pickle` reads from a file."
         )
     leaves: dict[str, Any] = {}
     seen: set[int] = set()
 
     def walk(items: Mapping[Any, Any], prefix: str, depth: int) -> None:
         if depth > _MAX_DEPTH:
-            raise ValueError(f"The state dict is nested more than {_MAX_DEPTH} deep, at `{prefix}`.")
+            raise ValueError(
+                f"The state dict is nested more than {_MAX_DEPTH} deep, at `{prefix}`: pass the inner dict."
+            )
         seen.add(id(items))
         for key, value in items.items():
             name = f"{prefix}{key}"
@@ -43,7 +45,7 @@ def flattened(state_dict: Mapping[Any, Any]) -> dict[str, Any]:
                 if id(value) not in seen:
                     walk(value, f"{name}.", depth + 1)
             elif name in leaves:
-                raise ValueError(f"The state dict holds `{name}` twice.")
+                raise ValueError(f"The state dict holds `{name}` twice: pass the dict of one of them.")
             else:
                 leaves[name] = value
 
@@ -52,15 +54,15 @@ def flattened(state_dict: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def network_in(leaves: Mapping[str, Any], is_known: Callable[[str], bool]) -> tuple[dict[str, Any], list[str]]:
-    """Find the network among leaves by its tensors' names, whatever stands before all of them.
+    """Find the network among leaves by the names of its tensors, under any common prefix.
 
     Args:
-        leaves: tensors and other things by their dotted names.
-        is_known: tells whether a name is that of a tensor of the network.
+        leaves: tensors and other values by their dotted names.
+        is_known: tells whether a name belongs to the network.
 
     Returns:
-        The network's entries without their prefix (all that there is where no prefix is found), and the names of what
-        is left out.
+        The network's entries without their prefix, and the names of all others. Without a known name, all entries are
+        the network's.
 
     Raises:
         ValueError: the network is there more than once.
@@ -91,12 +93,12 @@ def network_in(leaves: Mapping[str, Any], is_known: Callable[[str], bool]) -> tu
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
-    """Return a tensor of torch, an array of JAX or numpy, or a list of numbers as a numpy array.
+    """Return a torch tensor, a JAX or numpy array, or a list of numbers as a numpy array.
 
-    torch is not imported: what can be detached is taken for a tensor of it, on whatever device and of whatever dtype.
+    torch is not imported: a value that has `detach` is taken for a tensor, on any device and of any dtype.
 
     Raises:
-        ValueError: anything else, by its name.
+        ValueError: it is something else; gives its name.
     """
     try:
         if hasattr(value, "detach"):
@@ -107,5 +109,7 @@ def as_array(name: str, value: Any) -> np.ndarray:
         raise ValueError(f"`{name}` cannot become an array of numbers: {error}") from error
     real = jnp.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)
     if not real and array.dtype != np.bool_:
-        raise ValueError(f"`{name}` is a {type(value).__name__} of {array.dtype}, where an array of numbers must be.")
+        raise ValueError(
+            f"`{name}` is a {type(value).__name__} of {array.dtype}, not an array of numbers. Leave it out."
+        )
     return array

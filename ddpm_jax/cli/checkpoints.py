@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from ddpm_jax.config import Config
 
-_MAX_CLASSES = 20  # that are named
+_MAX_CLASSES = 20  # that `info` names
 StorageDtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -21,16 +21,16 @@ def convert(
     storage_dtype: StorageDtype = "float32",
     force: bool = False,
 ) -> None:
-    """Convert a PyTorch checkpoint into our folder, which opens without safetensors and torch.
+    """Convert a PyTorch checkpoint into our own format, which opens without safetensors and torch.
 
     Args:
         model: a hub id (google/ddpm-cat-256) or a folder of diffusers.
-        out: the folder to write; checkpoints/NAME if left out.
+        out: the folder to write; by default checkpoints/NAME.
         revision: branch, tag or commit on the hub.
-        variant: fp16 takes the weights stored under that name.
-        subfolder: of the folder or repository.
-        ema: True takes unet_ema, False unet.
-        storage_dtype: of the weights in the file; in memory they are float32.
+        variant: fp16 reads the weights stored under that name.
+        subfolder: a folder inside the folder or repository.
+        ema: True reads unet_ema, False unet.
+        storage_dtype: dtype of the weights in the file; in memory they are float32.
         force: replace an existing checkpoint.
     """
     from ddpm_jax.checkpoint.source import check_target, locate, read, save
@@ -40,7 +40,7 @@ def convert(
     check_target(out, overwrite=force)
     where = locate(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema)
     if where.files is None:
-        raise ValueError(f"{model} is in ddpm_jax's own format already; `ddpm-jax export` goes the other way.")
+        raise ValueError(f"{model} is in ddpm_jax's own format already. `ddpm-jax export` converts it to diffusers'.")
     params = read(where)
     save(params, out, storage_dtype=storage_dtype, overwrite=force, source=where.source)
     print(f"{out}: {count(params.weights):,} parameters in {storage_dtype}. ddpm_jax.load({str(out)!r}) opens it.")
@@ -52,12 +52,12 @@ def export(
     storage_dtype: StorageDtype = "float32",
     force: bool = False,
 ) -> None:
-    """Export a checkpoint as a pipeline folder of diffusers; a training run's with a card of its data and numbers.
+    """Export a checkpoint as a pipeline folder of diffusers. A training run gets a model card.
 
     Args:
-        model: a folder of ours, a training run (its averaged weights), or anything else that `load` opens.
+        model: a folder in our own format, a training run (its averaged weights), or anything else that `load` opens.
         out: the folder to write.
-        storage_dtype: of the weights in the file.
+        storage_dtype: dtype of the weights in the file.
         force: replace an existing checkpoint.
     """
     from ddpm_jax.checkpoint.folder import is_run
@@ -80,14 +80,14 @@ def ema(
     storage_dtype: StorageDtype = "float32",
     force: bool = False,
 ) -> None:
-    """Average the weights of a training run over a length that is chosen afterwards (it kept --power-ema).
+    """Average the weights of a training run with --power-ema over a length that is chosen afterwards.
 
     Args:
         run: the run's folder.
-        out: the checkpoint to write, in our format.
-        length: of the average, as a share of the training: 0.05 to 0.25.
-        step: where it ends; the last snapshot's if left out.
-        storage_dtype: of the weights in the file.
+        out: the checkpoint to write, in our own format.
+        length: length of the average, as a share of the training: 0.05 to 0.25.
+        step: the step at which it ends; by default that of the last snapshot.
+        storage_dtype: dtype of the weights in the file.
         force: replace an existing checkpoint.
     """
     from ddpm_jax.checkpoint.source import check_target, save
@@ -107,13 +107,13 @@ def info(
     variant: str | None = None,
     subfolder: str | None = None,
 ) -> None:
-    """Say what a checkpoint is: network, parameters, schedule, sampler, origin.
+    """Show what a checkpoint is: network, parameters, schedule, sampler, origin.
 
     Args:
-        model: a hub id or a folder; the demo if left out.
+        model: a hub id or a folder; by default the demo.
         revision: branch, tag or commit on the hub.
-        variant: fp16 takes the weights stored under that name.
-        subfolder: of the folder or repository.
+        variant: fp16 reads the weights stored under that name.
+        subfolder: a folder inside the folder or repository.
     """
     from ddpm_jax import samplers
     from ddpm_jax.checkpoint.folder import is_run, read_record
@@ -126,7 +126,7 @@ def info(
     unet, schedule = params.config.unet, params.config.schedule
     size = " x ".join(map(str, unet.image_size)) if unet.image_size else "any size"
     if unet.image_size and any(side % unet.smallest_size for side in unet.image_size):
-        size += f" (which it cannot draw: sides must be multiples of {unet.smallest_size})"
+        size += f" (it cannot draw these: sides must be multiples of {unet.smallest_size})"
     classes = unet.class_embed_type or unet.num_class_embeds
     classes = f", {classes} classes" if classes else ""
     print(
@@ -163,9 +163,9 @@ def info(
 
 
 def _classes(config: Config) -> list[str]:
-    """Lines of a network's classes, by their numbers, and of the one that stands for none."""
+    """Return lines with the names of the classes by their numbers, and with the class that means "no class"."""
     named = [f"{number}: {name}" for number, name in enumerate(config.class_names)]
     if len(named) > _MAX_CLASSES:
         named = [*named[:_MAX_CLASSES], f"and {len(named) - _MAX_CLASSES} more"]
     lines = [", ".join(named)] if named else []
-    return lines if config.null_class is None else [*lines, f"{config.null_class} stands for none (guidance)"]
+    return lines if config.null_class is None else [*lines, f"{config.null_class} means no class (guidance)"]

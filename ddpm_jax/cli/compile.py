@@ -1,4 +1,4 @@
-"""`ddpm-jax compile`: a sampler as an artefact that runs without this package."""
+"""`ddpm-jax compile`: export a sampler as an artefact that runs without this package."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,21 +23,21 @@ def compile(
     ema: bool | None = None,
     force: bool = False,
 ) -> None:
-    """Compile a sampler ahead: StableHLO for CPU, CUDA and TPU with a symbolic batch, weights, and a five-line script.
+    """Export a sampler as StableHLO for CPU, CUDA and TPU with a symbolic batch, weights, and a five-line script.
 
     Args:
         model: a hub id or a folder.
         out: the folder to write: sampler.bin, weights.npz, run.py.
-        platforms: platforms to lower for.
+        platforms: the platforms to lower for.
         sampler: as in `sample`.
         steps: steps of the sampler.
-        set: any further knob of the sampler.
-        image_size: N or HxW pixels, if not the model's own size.
-        dtype: compute dtype of convolutions and dense layers.
+        set: any other knob of the sampler.
+        image_size: N or HxW pixels; by default the model's own size.
+        dtype: what convolutions and dense layers compute in.
         revision: branch, tag or commit on the hub.
-        variant: fp16 takes the weights stored under that name.
-        subfolder: of the folder or repository.
-        ema: True takes unet_ema, False unet.
+        variant: fp16 reads the weights stored under that name.
+        subfolder: a folder inside the folder or repository.
+        ema: True reads unet_ema, False unet.
         force: replace an existing artefact.
     """
     from ddpm_jax.artefact import check_artefact, write_artefact

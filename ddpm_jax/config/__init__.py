@@ -32,15 +32,17 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hold all that a checkpoint is, but its weights: the network, the schedule and the sampler.
+    """Describe a checkpoint: the network, the schedule and the sampler.
 
-    Hashable and compared by value: weights of equal configs share their compiled programs.
+    Configs are hashable and compared by value, so weights of equal configs share their compiled programs.
 
     Attributes:
-        unet, schedule, sampler: see there.
-        class_names: names of the classes 0, 1, ... of a network with a table of classes; empty where nobody named them.
-        null_class: the row of that table that stands for no class, for classifier-free guidance; None where there is
-            none, or where it is not known. Label dropout in training then takes the last row (`dropped_class`).
+        unet: the network.
+        schedule: the forward process, and what the network predicts.
+        sampler: the sampler that the checkpoint asks for.
+        class_names: names of the classes 0, 1, ... of a network with a table of classes; empty if they have no names.
+        null_class: the row of that table that means "no class", for classifier-free guidance. None if there is none,
+            or if it is not known; label dropout in training then takes the last row (`dropped_class`).
 
     Raises:
         ValueError: names or a null class for a network that has no table of classes, more names than classes, a name

@@ -8,9 +8,9 @@ from ddpm_jax.validation import thaw
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """Name the sampler a checkpoint asks for: a scheduler's class and its items that are not the schedule's.
+    """Name the sampler that a checkpoint asks for: the scheduler's class and its items besides the schedule.
 
-    The items are (name, value) pairs as they stand in the file; values that the file leaves out are not filled in.
+    The items are the (name, value) pairs of the file. Values that the file leaves out stay left out.
 
     Example:
         >>> SamplerConfig("DDPMScheduler", (("variance_type", "fixed_large"),)).to_dict()

@@ -12,12 +12,14 @@ ORIGINAL_BETA_SCHEDULES = ("quad", "const", "warmup10", "warmup50", "jsd")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Describe the forward process q and what the network predicts about it.
+    """Describe the forward process q, and what the network predicts about it.
 
-    `kind` "vp" is DDPM's: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, with data in [-1, 1] and betas as
-    in diffusers (`beta_start`, `beta_end`, `beta_schedule`, `trained_betas`, `rescale_betas_zero_snr`). `kind` "ve" is
-    that of google/ncsnpp-*: x_t = x_0 + sigma z with sigma from `sigma_min` to `sigma_max`, data in [0, 1]. `kind`
-    "other" is a process that is neither (consistency, flow matching): the network can be applied, no more.
+    There are three kinds:
+
+    * "vp", of DDPM: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, with data in [-1, 1]. The betas are those
+      of diffusers (`beta_start`, `beta_end`, `beta_schedule`, `trained_betas`, `rescale_betas_zero_snr`).
+    * "ve", of google/ncsnpp-*: x_t = x_0 + sigma z, with sigma from `sigma_min` to `sigma_max` and data in [0, 1].
+    * "other", any other process (consistency, flow matching): the network can be applied, and nothing else.
 
     `beta_schedule` also takes the names of the original code (quad, const, warmup10, warmup50, jsd).
 
@@ -43,7 +45,7 @@ class ScheduleConfig:
 
     @property
     def data_range(self) -> tuple[int, int]:
-        """The smallest and the largest value of a pixel, as the network sees it."""
+        """The smallest and the largest value of a pixel that the network sees."""
         return (0, 1) if self.kind == "ve" else (-1, 1)
 
     def __post_init__(self):
@@ -58,7 +60,7 @@ class ScheduleConfig:
         if self.kind == "ve":
             low, high = self.sigma_min, self.sigma_max
             good = is_number(low) and is_number(high) and 0 < low < high
-            check(good, f"`sigma_min` and `sigma_max` must rise from above 0, not {low!r}, {high!r}.")
+            check(good, f"`sigma_min` must be above 0 and `sigma_max` above it, not {low!r} and {high!r}.")
             return
         given = (self.sigma_min, self.sigma_max)
         check(given == (None, None), f'`sigma_min` and `sigma_max` are for `kind` "ve", not {self.kind!r}.')
@@ -80,5 +82,6 @@ class ScheduleConfig:
             check(good, "`trained_betas` must be numbers in (0, 1].")
             check(
                 len(betas) == steps,
-                f"`trained_betas` has {len(betas)} entries but `num_train_timesteps` is {steps}. They must agree.",
+                f"`trained_betas` has {len(betas)} entries but `num_train_timesteps` is {steps}. Give one for each "
+                "timestep.",
             )

@@ -1,4 +1,4 @@
-"""What a network is: the fields of diffusers' `UNet2DModel`, checked."""
+"""`UNetConfig`: the fields of diffusers' `UNet2DModel`, checked."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _LEVELS = ("", "Attn", "Resnet", "Skip", "AttnSkip")
 DOWN_BLOCKS = tuple("ResnetDownsampleBlock2D" if kind == "Resnet" else f"{kind}DownBlock2D" for kind in _LEVELS)
 UP_BLOCKS = tuple("ResnetUpsampleBlock2D" if kind == "Resnet" else f"{kind}UpBlock2D" for kind in _LEVELS)
 
-# diffusers 0.0.x wrote these names (its scripts/change_naming_configs_and_checkpoints.py lists them).
+# Names of diffusers 0.0.x (listed in its scripts/change_naming_configs_and_checkpoints.py).
 _OLD_UNET_NAMES = {
     "image_size": "sample_size",
     "num_res_blocks": "layers_per_block",
@@ -26,7 +26,7 @@ _OLD_UNET_NAMES = {
     "resnet_eps": "norm_eps",
     "num_head_channels": "attention_head_dim",
 }
-# Fields of diffusers' UNet2DConditionModel alone, with the values that ask for nothing.
+# Fields that only UNet2DConditionModel of diffusers has, with the values that ask for nothing.
 _CONDITION_NAMES = {
     **dict.fromkeys(("cross_attention_dim", "encoder_hid_dim", "encoder_hid_dim_type", "num_attention_heads")),
     **dict.fromkeys(("addition_embed_type", "addition_time_embed_dim", "time_embedding_act_fn", "timestep_post_act")),
@@ -51,17 +51,16 @@ _EMA_NAMES = (
 class UNetConfig:
     """Describe a network, with the fields and defaults of diffusers' `UNet2DModel`.
 
-    Two fields are ours and say how to compute, not what: `dtype` ("float32" or "bfloat16", for convolutions and
-    dense layers; weights, statistics and softmax stay float32) and `remat` (recompute each block's
-    activations in the backward pass instead of keeping them). They are chosen when a checkpoint is opened, or by
-    `dataclasses.replace`, and stand in no file.
+    Two fields are ours, and are not written to files. `dtype` is "float32" or "bfloat16", for convolutions and dense
+    layers; weights, statistics and softmax stay float32. `remat` recomputes each block's activations in the backward
+    pass instead of keeping them. Set them when a checkpoint is opened, or by `dataclasses.replace`.
 
-    `sample_size` says which images to draw, not what the network takes: a size that the levels cannot halve is refused
-    where images are drawn (`check_size`), and `apply` takes any other.
+    `sample_size` is the size of the images to draw. The network itself takes any size that its levels can halve;
+    another one is refused when images are drawn (`check_size`).
 
     Raises:
-        ValueError: a value out of range, block tuples of unequal length, a group count that does not divide, an
-            arrangement of skip blocks whose resolutions do not meet.
+        ValueError: a value out of range, block tuples of unequal length, a number of groups that does not divide the
+            channels, skip blocks in an order in which their resolutions do not match.
 
     Example:
         >>> config = UNetConfig(block_out_channels=(32, 64), norm_num_groups=8, layers_per_block=1,
@@ -120,7 +119,7 @@ class UNetConfig:
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """(height, width) of the images, or None where the config leaves it open."""
+        """(height, width) of the images, or None where the config does not say it."""
         if isinstance(self.sample_size, int):
             return (self.sample_size, self.sample_size)
         return self.sample_size
@@ -132,17 +131,17 @@ class UNetConfig:
 
     @property
     def smallest_size(self) -> int:
-        """The side of the smallest image the levels allow; every side must be its multiple."""
+        """The side of the smallest image that the levels can halve; every side must be a multiple of it."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def check_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """Return (height, width) of images to draw; refuse a size that the levels cannot halve.
+        """Return the (height, width) of images to draw.
 
         Args:
-            size: (height, width); that of `sample_size` if left out.
+            size: (height, width); None means `sample_size`.
 
         Raises:
-            ValueError: sides that are no multiples of `smallest_size`, or no size at all; says which can be drawn.
+            ValueError: the levels cannot halve this size, or there is no size; names sizes that can be drawn.
 
         Example:
             >>> dataclasses.replace(ddpm_jax.load("digits-16").config.unet, sample_size=24).check_size()
@@ -152,7 +151,7 @@ class UNetConfig:
         example = "`dataclasses.replace(unet, sample_size={})`"
         if not size:
             raise ValueError(
-                f"The config has no `sample_size`: give it one to say which images, {example.format(8 * least)}."
+                f"The config has no `sample_size`, the size of the images: set it, {example.format(8 * least)}."
             )
         below = tuple(max(side // least, 1) * least for side in size)
         above = tuple(-(-side // least) * least for side in size)
@@ -166,7 +165,7 @@ class UNetConfig:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the network wants class labels."""
+        """Whether the network takes class labels."""
         return self.class_embed_type is not None or self.num_class_embeds is not None
 
     @property
@@ -253,12 +252,12 @@ class UNetConfig:
     def _check_blocks(self):
         widths, down, up = self.block_out_channels, self.down_block_types, self.up_block_types
         good = isinstance(widths, tuple) and len(widths) > 0 and all(map(is_int, widths))
-        check(good, f"`block_out_channels` must be positive integers, one a level, not {widths!r}.")
+        check(good, f"`block_out_channels` must be positive integers, one for each level, not {widths!r}.")
         for name, blocks in (("down_block_types", down), ("up_block_types", up)):
             check(
                 len(blocks) == len(widths),
                 f"`block_out_channels` has {len(widths)} entries but `{name}` has {len(blocks)}: {widths} "
-                f"against {blocks}. They must be as long.",
+                f"against {blocks}. Give both one entry for each level.",
             )
         for name, blocks, known in (
             ("down_block_types", down, DOWN_BLOCKS),
@@ -267,7 +266,7 @@ class UNetConfig:
             for block in blocks:
                 check(
                     not block.startswith("K"),
-                    f"`{name}` holds {block}: the K-blocks (of k-diffusion's upscalers) are not offered. "
+                    f"`{name}` holds {block}: the K-blocks of k-diffusion's upscalers are not offered. "
                     f"There is {', '.join(known)}.",
                 )
                 check(
@@ -306,11 +305,11 @@ class UNetConfig:
             check(
                 self.head_dim(width) <= width,
                 f"`attention_head_dim` {self.attention_head_dim} is more than the {width} channels of a level "
-                "with attention: no head would be left.",
+                f"with attention: there would be no head. Take at most {width}, or null for a single head.",
             )
 
     def _check_skip_blocks(self):
-        """Skip blocks halve and double a copy of the image beside the features; both must stay of one size."""
+        """Refuse skip blocks that would halve or double their copy of the image more often than the features."""
         down, up = self.down_block_types, self.up_block_types
         plain_seen = False
         for block in down[:-1]:
@@ -330,8 +329,8 @@ class UNetConfig:
             skip = "Skip" in block
             check(
                 not skip_seen or skip,
-                f"`up_block_types` {up}: {block} comes after a skip block and would leave the image behind "
-                "its features in size. Put the skip blocks last.",
+                f"`up_block_types` {up}: {block} comes after a skip block, so the image would be smaller than the "
+                "features. Put the skip blocks last.",
             )
             if skip and index < len(up) - 1:
                 skip_seen = True
@@ -346,7 +345,7 @@ class UNetConfig:
             )
 
     def _levels(self) -> list[tuple[str, int]]:
-        """Every block with its width, down and up."""
+        """Return every block with its width, down and up."""
         down = zip(self.down_block_types, self.block_out_channels, strict=True)
         up = zip(self.up_block_types, self.block_out_channels[::-1], strict=True)
         return [*down, *up]
@@ -355,12 +354,12 @@ class UNetConfig:
     def from_dict(cls, items: dict[str, Any]) -> "UNetConfig":
         """Read a `config.json` of diffusers, of any of its versions.
 
-        Names of diffusers 0.0.x are brought up to date. Keys that start with an underscore, the hyper-parameters of an
-        EMA and keys that ask for nothing are passed over, other unknown ones with a warning.
+        Names of diffusers 0.0.x are replaced by those of today. Keys that start with an underscore, the settings of an
+        EMA and keys that ask for nothing are ignored; other unknown keys are ignored with a warning.
 
         Raises:
-            ValueError: a misspelt field (the right one is named), a field of UNet2DConditionModel that asks for
-                something, or a value that is wrong.
+            ValueError: a misspelt field (the message names the right one), a field of UNet2DConditionModel that asks
+                for something, or a wrong value.
 
         Example:
             >>> UNetConfig.from_dict({"_class_name": "UNet2DModel", "resnet_eps": 1e-6}).norm_eps
@@ -373,8 +372,8 @@ class UNetConfig:
             if name in _CONDITION_NAMES:
                 check(
                     not value or value == _CONDITION_NAMES[name],
-                    f"`{name}` {value!r} is a field of UNet2DConditionModel, which ddpm_jax does not open: diffusers "
-                    "does. If this network is a UNet2DModel all the same, take the key out of its config.",
+                    f"`{name}` {value!r} is a field of UNet2DConditionModel, which diffusers opens and ddpm_jax does "
+                    "not. If this network is a UNet2DModel, take the key out of its config.",
                 )
                 continue
             values[_OLD_UNET_NAMES.get(name, name)] = freeze(value)
@@ -388,6 +387,6 @@ class UNetConfig:
 
 
 def _shown(size: Sequence[int]) -> str:
-    """Show a size as `sample_size` takes it."""
+    """Write a size as `sample_size` takes it."""
     height, width = size
     return str(height) if height == width else str(size)

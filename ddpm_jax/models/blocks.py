@@ -1,7 +1,7 @@
 """The levels of the UNet, by diffusers' block names.
 
-A down block takes and returns the features `h` and the `skip` image, which only the skip blocks of NCSN++ change, and
-adds what the up path will need to the list of residuals. An up block consumes them, last first.
+A down block takes and returns the features `h` and the `skip` image, which only the skip blocks of NCSN++ change. It
+also returns residuals for the up path. An up block consumes residuals, the last one first.
 """
 
 import functools
@@ -32,9 +32,9 @@ def _quarter(channels: int) -> int:
 
 
 class DownBlock2D(nn.Module):
-    """Resnets, each followed by attention where asked for; then half the resolution unless it is the last level.
+    """Resnets, each followed by attention if `attention` is True; then half the resolution.
 
-    `downsample` is "conv", "resnet" or None.
+    `downsample` is "conv" or "resnet"; None, for the last level, keeps the resolution.
     """
 
     config: UNetConfig
@@ -62,11 +62,9 @@ class DownBlock2D(nn.Module):
 
 
 class UpBlock2D(nn.Module):
-    """Resnets on features joined with residuals, each followed by attention where asked for.
+    """Resnets on features joined with residuals, each followed by attention if `attention` is True.
 
-    Then double the resolution, unless it is the last level.
-
-    `upsample` is "conv", "resnet" or None.
+    Then double the resolution. `upsample` is "conv" or "resnet"; None, for the last level, keeps the resolution.
     """
 
     config: UNetConfig
@@ -91,9 +89,9 @@ class UpBlock2D(nn.Module):
 
 
 class SkipDownBlock2D(nn.Module):
-    """NCSN++'s level: branches scaled by 1/sqrt(2), FIR resampling, the input image fed in at every resolution.
+    """A level of NCSN++: branches scaled by 1/sqrt(2), FIR resampling, the input image fed in at every resolution.
 
-    (Song et al. 2021, appendix H.) Attention, where asked for, follows each resnet.
+    (Song et al. 2021, appendix H.) Attention, if `attention` is True, follows each resnet.
     """
 
     config: UNetConfig
@@ -119,10 +117,10 @@ class SkipDownBlock2D(nn.Module):
 
 
 class SkipUpBlock2D(nn.Module):
-    """NCSN++'s level on the way up: every resolution adds to an image, which is the output in the end.
+    """A level of NCSN++ on the way up: every resolution adds to an image, which becomes the output.
 
-    Attention, where asked for, stands once, after all resnets. What a level adds is computed before its features are
-    upsampled, and brought up by the next level.
+    Attention, if `attention` is True, comes once, after all resnets. A level computes what it adds before its features
+    are upsampled; the next level upsamples the image.
     """
 
     config: UNetConfig
@@ -136,7 +134,7 @@ class SkipUpBlock2D(nn.Module):
         for j, residual in enumerate(reversed(residuals)):
             joined = jnp.concatenate([h, residual], axis=-1)
             groups = _quarter(joined.shape[-1])
-            if self.attention:  # as AttnSkipUpBlock2D of diffusers has it, where (a + b) // 4 lacks its brackets
+            if self.attention:  # a bug of diffusers' AttnSkipUpBlock2D: (a + b) // 4 without its brackets
                 groups = min(h.shape[-1] + residual.shape[-1] // 4, 32)
             resnet = _skip_resnet(config, features, joined, groups=groups, name=f"resnets_{j}")
             h = resnet(joined, emb, deterministic)
@@ -159,7 +157,7 @@ def _skip_resnet(
     groups: int | None = None,
     resample: str | None = None,
 ):
-    """Make a resnet of a skip block for the input x; one that resamples always has a shortcut."""
+    """Make a resnet of a skip block for the input x; one that resamples always has a convolution as its shortcut."""
     return ResnetBlock2D(
         config,
         features,
@@ -223,7 +221,7 @@ def make_mid_block(config: UNetConfig) -> nn.Module:
 
 
 def _remat(block: type[nn.Module], config: UNetConfig, deterministic_argument: int):
-    """Recompute the block's activations in the backward pass, where the config asks for it."""
+    """Return the block, which with `config.remat` recomputes its activations in the backward pass."""
     if not config.remat:
         return block
     return nn.remat(block, static_argnums=(deterministic_argument,))

@@ -1,7 +1,7 @@
-"""What a program costs to compile and to run on a CPU, so that what costs compiling is used where it pays.
+"""Costs of compiling and running convolutions on a CPU, to decide where Winograd's transforms pay.
 
-All constants are of `benchmarks/compile_pays.py`, on 2 cores: what matters is their proportion, which other machines
-share roughly.
+The constants were measured by `benchmarks/compile_pays.py` on 2 cores. Only their ratio matters, which is similar on
+other machines.
 """
 
 import math
@@ -9,18 +9,18 @@ from collections.abc import Sequence
 
 from ddpm_jax.models.layout import Convolution
 
-# Of a convolution by Winograd's transforms: what compiling it takes longer, and what it saves a FLOP of the plain one.
+# How much longer a transformed convolution takes to compile, and the seconds it saves for each FLOP of the plain one.
 TRANSFORM_SECONDS = 0.068  # 0.03 to 0.10, by network
-SAVED_A_FLOP = 2.0e-12  # 0.9 to 3.7
-# Of the sums of group norms as products, in sampling: what compiling takes longer, a convolution; what they save, a
-# number that the convolutions are given.
+SAVED_A_FLOP = 2.0e-12  # 0.9e-12 to 3.7e-12
+# Sums of group norms as products, in sampling: how much longer each convolution takes to compile, and the seconds saved
+# for each number that the convolutions are given.
 NORM_SECONDS = 0.01
 NORM_SAVED = 2.0e-10
-# The same of a training step, whose gradient by the input is transformed too (`models.cpu_gradients`).
+# A transformed convolution in a training step, whose gradient by the input is transformed too (`models.cpu_gradients`).
 TRAINED_TRANSFORM_SECONDS = 0.4
 TRAINED_SAVED_A_FLOP = 1.4e-12
-# Of sums over pixels as products: what compiling a step takes longer, a convolution; what they save, an output number
-# of the convolutions.
+# Sums over pixels as products, in a training step: how much longer each convolution takes to compile, and the seconds
+# saved for each number that the convolutions put out.
 PRODUCTS_SECONDS = 0.14
 PRODUCTS_SAVED = 1.0e-9
 
@@ -39,7 +39,11 @@ def flops(convolution: Convolution) -> int:
 
 
 def transform_pays(convolution: Convolution, images: int) -> bool:
-    """Tell whether a convolution's transforms save more seconds, over so many images and evaluations, than they cost.
+    """Tell whether a convolution's transforms save more seconds than they cost.
+
+    Args:
+        convolution: the convolution.
+        images: number of images that it will see in all evaluations.
 
     Example:
         >>> convolution = Convolution((), (3, 3), 1, None, (16, 16, 64), 64)

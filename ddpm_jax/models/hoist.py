@@ -1,7 +1,7 @@
 """Work hoisted out of the sampling loop: casting weights, time projections.
 
-Each of these is behind one plain function, and the network itself stays as it is in `models`: they step in by
-`flax.linen.intercept_methods`. What Winograd's convolutions gain stands in `models.winograd` and the README.
+Each is one plain function. The network stays as it is: `flax.linen.intercept_methods` puts the hoisted results in the
+place of its layers. `models.winograd` says what its convolutions gain.
 """
 
 from typing import cast
@@ -21,7 +21,7 @@ TIME_LAYERS = ("time_proj", "time_embedding", "class_embedding")
 
 
 def cast_weights(config: UNetConfig, weights: PyTree) -> PyTree:
-    """Return the weights in the dtype that the network computes in."""
+    """Return the weights, with kernels in the dtype in which the network computes."""
     if config.dtype == "float32":
         return weights
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _cast(config, path, leaf), weights)
@@ -34,9 +34,9 @@ def _cast(config: UNetConfig, path: tuple, leaf: jax.Array) -> jax.Array:
 
 
 def project_times(config: UNetConfig, weights: PyTree, t: jax.Array) -> dict[str, jax.Array]:
-    """Return what every `time_emb_proj` of the network puts out at some times: path -> [n, width].
+    """Return the output of every `time_emb_proj` layer at n times, as path -> [n, width].
 
-    Of a network without classes, whose time embedding depends on t alone.
+    This is for networks without classes, whose time embedding depends on t alone.
     """
     features = TimeProjection(config).apply({"params": weights.get("time_proj", {})}, t)
     emb = TimestepEmbedding(config).apply({"params": weights["time_embedding"]}, features)
@@ -66,10 +66,10 @@ def run(
     *,
     products: bool = False,
 ) -> jax.Array:
-    """Run a network on cast weights, its convolutions transformed or not.
+    """Run a network on cast weights, with or without transformed kernels.
 
     Args:
-        projections: one time's part of `project_times`, or None.
+        projections: the rows of `project_times` for one time; None computes them.
         products: sum over pixels by matrix products, in group norms, which is faster on a CPU.
     """
 

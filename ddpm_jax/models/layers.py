@@ -1,7 +1,7 @@
-"""The layers that the UNet's blocks are made of, as in diffusers but NHWC.
+"""The layers of the UNet's blocks, as in diffusers but NHWC.
 
-Convolutions and dense layers compute in `config.dtype`; norms, softmax and the time embedding in float32. Submodules
-bear diffusers' names (`conv1`, `to_q`, `to_out_0`), so that a parameter's path is its name in a state dict.
+Convolutions and dense layers compute in `config.dtype`; norms, softmax and the time embedding compute in float32.
+Submodules have diffusers' names (`conv1`, `to_q`, `to_out_0`), so a parameter's path gives its name in a state dict.
 """
 
 import contextlib
@@ -34,9 +34,10 @@ _shapes_only = contextvars.ContextVar("shapes_only", default=False)
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Run a network whose kernels nobody draws: linen asks their initialisers for shapes alone, in every `apply`.
+    """Make kernel initialisers return zeros, for networks whose kernels are not drawn.
 
-    Tracing the random numbers only to drop them took half of the time in which a network is traced.
+    linen calls the initialisers in every `apply` to learn the shapes. Tracing their random numbers took half of the
+    time in which a network is traced.
     """
     token = _shapes_only.set(True)
     try:
@@ -51,24 +52,28 @@ def _draw_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float3
 
 
 def conv(config: UNetConfig, features: int, size: int, name: str, strides: int = 1, padding=None):
-    """Make a convolution that keeps the resolution, unless told otherwise by `strides` and `padding`."""
+    """Make a convolution; without `strides` and `padding` it keeps the resolution."""
     padding = padding if padding is not None else ((size // 2, size // 2),) * 2
     window = {"kernel_size": (size, size), "strides": strides, "padding": padding}
     return nn.Conv(features, **window, dtype=config.dtype, kernel_init=_draw_kernel, name=name)
 
 
 def dense(config: UNetConfig, features: int, name: str):
+    """Make a dense layer."""
     return nn.Dense(features, dtype=config.dtype, kernel_init=_draw_kernel, name=name)
 
 
 def group_norm(config: UNetConfig, groups: int, x: jax.Array, name: str) -> jax.Array:
     """Normalise groups of neighbouring channels, with statistics in float32 by two passes.
 
-    linen's fast variance, E[x^2] - E[x]^2, loses digits where the mean is large.
+    linen's fast variance, E[x^2] - E[x]^2, loses digits if the mean is large.
     """
     channels = x.shape[-1]
     if groups < 1 or channels % groups:
-        raise ValueError(f"The norm `{name}` has {groups} groups, which do not divide {channels} channels.")
+        raise ValueError(
+            f"The norm `{name}` has {groups} groups, which do not divide {channels} channels: change "
+            "`block_out_channels` or `norm_num_groups`."
+        )
     norm = nn.GroupNorm(groups, epsilon=config.norm_eps, use_fast_variance=False, dtype=config.dtype, name=name)
     return norm(x)
 
@@ -77,7 +82,7 @@ def sinusoidal_embedding(t: jax.Array, dim: int, flip_sin_to_cos: bool, freq_shi
     """Embed timesteps as sines and cosines: [b] -> [b, dim], float32.
 
     f_k = exp(-ln(10000) k / (dim/2 - freq_shift)), k = 0 .. dim/2 - 1; [sin(t f), cos(t f)], or cosines
-    first where `flip_sin_to_cos`. (Vaswani et al. 2017; Ho et al.'s code has freq_shift 1, sines first.)
+    first with `flip_sin_to_cos`. (Vaswani et al. 2017; Ho et al.'s code has freq_shift 1, sines first.)
     """
     half = dim // 2
     frequencies = np.exp(-math.log(10000) * np.arange(half) / (half - freq_shift)).astype(np.float32)
@@ -119,7 +124,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table with one row a class."""
+    """A table with one row for each class."""
 
     config: UNetConfig
 
@@ -132,8 +137,8 @@ class Embedding(nn.Module):
 class ResnetBlock2D(nn.Module):
     """Two convolutions with the time embedding between them, around a shortcut.
 
-    `resample` names what both branches go through after the first norm: a key of `RESAMPLE`, or None.
-    `groups` and `groups_out` are those of the two norms.
+    `resample` is a key of `RESAMPLE`, which both branches go through after the first norm, or None. `groups` and
+    `groups_out` are the groups of the two norms.
     """
 
     config: UNetConfig
@@ -196,7 +201,7 @@ class Attention(nn.Module):
 class Downsample2D(nn.Module):
     """Halve the resolution by a convolution of stride 2.
 
-    `downsample_padding` 0 pads below and on the right only, as TensorFlow's "SAME" did for Ho et al.
+    `downsample_padding` 0 pads only below and on the right, as TensorFlow's "SAME" does in the code of Ho et al.
     """
 
     config: UNetConfig

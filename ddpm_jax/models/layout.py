@@ -1,4 +1,4 @@
-"""What a network is made of, known without making its weights."""
+"""The shapes of a network's weights and convolutions, found without making weights."""
 
 import functools
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from ddpm_jax.types import PyTree
 
 
 class Convolution(NamedTuple):
-    """One convolution of a network, and the size of the image that it is given."""
+    """One convolution of a network, with the shape [h, w, c] of its input."""
 
     path: tuple[str, ...]
     kernel_size: Any
@@ -25,7 +25,7 @@ class Convolution(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a network is made of: the shapes of its weights, and its convolutions."""
+    """The shapes of a network's weights, and its convolutions in the order in which they run."""
 
     weights: PyTree
     convolutions: tuple[Convolution, ...]
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def layout(config: UNetConfig) -> Layout:
-    """Trace a network once, on one image, without making any weights.
+    """Trace a network on one image, without making weights; cached by the config.
 
     Example:
         >>> layout(ddpm_jax.load("digits-16").config.unet).convolutions[0].in_shape

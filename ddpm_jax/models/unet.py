@@ -1,4 +1,4 @@
-"""The network at a glance: diffusers' `UNet2DModel` in flax.linen, NHWC."""
+"""The network: diffusers' `UNet2DModel` in flax.linen, NHWC."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from ddpm_jax.models.layers import Embedding, TimeProjection, TimestepEmbedding,
 
 
 class UNet(nn.Module):
-    """Predict eps, x_0 or v (whatever it was trained for) from noisy images and their timesteps.
+    """Predict eps, x_0 or v from noisy images and their timesteps.
 
-    The network of Ho et al. (2020, appendix B) and its descendants, with every option of `UNet2DModel`; `apply` is the
-    checked and compiled way to call it. Equal to diffusers to float32 rounding, except that a timestep
+    This is the network of Ho et al. (2020, appendix B) and its descendants, with every option of `UNet2DModel`. Call it
+    by `ddpm_jax.apply`, which checks and compiles. It equals diffusers to float32 rounding, except that a timestep
     given as a Python float is not cut to an integer (diffusers issue 13654).
 
     Example:

@@ -1,16 +1,16 @@
-"""3x3 convolutions with half the multiplications, on CPU, in sampling.
+"""3x3 convolutions with half the multiplications, for sampling on CPU.
 
-Winograd's minimal filtering F(4, 3) along the rows (Lavin & Gray 2016, section 4): four rows of outputs from six of
-inputs by 6 products instead of 12,
+Winograd's minimal filtering F(4, 3) along the rows (Lavin & Gray 2016, section 4) computes four rows of outputs from
+six rows of inputs by 6 products instead of 12,
 
     Y = A^T [(G g) * (B^T d)],
 
-where d are six neighbouring rows, g the three rows of the kernel, and each product is a convolution of kernel (1, 3)
-along the columns, left to the library. The kernels are transformed once a model, to twice their size.
+where d are six neighbouring rows and g the three rows of the kernel. Each product is a convolution with a kernel (1, 3)
+along the columns, which XLA runs. The kernels are transformed once a model and take twice the memory.
 
-On 2 cores with AVX-512 a layer takes 0.55 to 0.7 of the plain time at 32 x 32 and 16 x 16 pixels, from one image to
-sixteen, 0.8 at 256 x 256. F(4x4, 3x3) as 36 matrix products took 0.5 to 1.2, four times the kernels' memory instead of
-twice, and had five times the rounding error.
+On 2 cores with AVX-512 a layer takes 0.55 to 0.7 of the plain time at 32 x 32 and 16 x 16 pixels, for one to sixteen
+images, and 0.8 at 256 x 256. F(4x4, 3x3) as 36 matrix products was tried: it took 0.5 to 1.2 of the plain time, four
+times the kernels' memory, and had five times the rounding error.
 """
 
 import functools
@@ -51,14 +51,14 @@ G = np.array(
 )
 NAME = "winograd"
 LEAST_CHANNELS = 32
-LEAST_PIXELS = 256  # of the whole batch: below, reading the larger kernels takes longer than what they save
+LEAST_PIXELS = 256  # of the whole batch; with fewer, reading the larger kernels takes longer than they save
 
 
 def transform_kernel(kernel: Array) -> tuple[jax.Array, ...]:
     """Return G g for each column of a kernel [3, 3, in, out]: six kernels [1, 3, in, out].
 
-    Six arrays and not one: a part of an array would be copied in every step. On the host: XLA would compile for longer
-    than it takes.
+    They are six arrays, since slices of one array would be copied in every step. They are computed by numpy, since
+    compiling the transform would take longer than running it.
 
     Example:
         >>> [part.shape for part in transform_kernel(np.ones((3, 3, 2, 4)))][0]
@@ -89,7 +89,7 @@ def kernels_of(kernel: Array) -> tuple[jax.Array, ...]:
 
 
 def convolve(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
-    """Convolve images [b, h, w, in], h a multiple of 4, with transformed kernels, padding by one pixel.
+    """Convolve images [b, h, w, in] with transformed kernels, padded by one pixel; h must be a multiple of 4.
 
     Example:
         >>> kernels = transform_kernel(jnp.ones((3, 3, 2, 4)))
@@ -108,10 +108,10 @@ def convolve(x: jax.Array, kernels: Sequence[jax.Array]) -> jax.Array:
 
 
 def _outputs(products: list[jax.Array]) -> list[jax.Array]:
-    """Return A^T m: four rows from six products, each kept from being fused into the stack of all four.
+    """Return A^T m: four rows from six products, behind a barrier so that XLA does not fuse them into their stack.
 
-    Fused, a quarter of the time in which XLA compiles the network went into these kernels; apart they take 3 %
-    more of a step at batch 4, and nothing at batch 1.
+    Fused kernels took a quarter of the network's compile time. Without fusion a step takes 3 % longer at batch 4, and
+    no longer at batch 1.
     """
     m0, m1, m2, m3, m4, m5 = products
     even_12, odd_12, even_34, odd_34 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
@@ -127,14 +127,14 @@ def _combined(matrix: np.ndarray, images: Sequence[Any]) -> list[Any]:
 def transform_weights(config: UNetConfig, weights: PyTree, batch_size: int, evaluations: int) -> PyTree:
     """Return the weights, with kernels transformed where that is faster.
 
-    Only a network under `intercept` can run on them. A transform is faster where it saves more seconds in all
-    evaluations than compiling it takes (`models.cost`).
+    Only a network under `intercept` can run on them. A kernel is transformed if that saves more seconds in all
+    evaluations than compiling its transforms takes (`models.cost`).
 
     Args:
-        config: of the network.
-        weights: its plain weights; they are left as they are.
+        config: the network.
+        weights: its plain weights; they are not changed.
         batch_size: images on one device.
-        evaluations: how often the compiled program will run the network, in all its calls.
+        evaluations: how often the compiled program will run the network, over all calls.
     """
     weights = jax.tree.map(lambda leaf: leaf, weights)  # a copy of the dictionaries
     for convolution in layout(config).convolutions:
@@ -145,12 +145,12 @@ def transform_weights(config: UNetConfig, weights: PyTree, batch_size: int, eval
 
 
 def is_transformed(weights: PyTree) -> bool:
-    """Tell whether some of a network's kernels are transformed."""
+    """Tell whether any kernel of a network is transformed."""
     return isinstance(weights, dict) and (NAME in weights or any(map(is_transformed, weights.values())))
 
 
 def transforms(convolution: Convolution, batch_size: int, evaluations: int) -> bool:
-    """Tell whether a convolution can be transformed and is faster for it."""
+    """Tell whether a convolution can be transformed, and saves time then."""
     return can_transform(convolution, batch_size) and transform_pays(convolution, batch_size * evaluations)
 
 
@@ -168,7 +168,7 @@ def can_transform(convolution: Convolution, batch_size: int, least_channels: int
 
 
 def intercept(next_function, args, kwargs, context):
-    """Convolve by transformed kernels where there are some; for `flax.linen.intercept_methods`."""
+    """Convolve with transformed kernels in layers that have them; for `flax.linen.intercept_methods`."""
     module = context.module
     if isinstance(module, nn.Conv) and context.method_name == "__call__" and module.has_variable("params", NAME):
         kernels = module.get_variable("params", NAME)

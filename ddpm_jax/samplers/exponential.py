@@ -106,6 +106,7 @@ def _extrapolated(slope: float) -> np.ndarray:
 
 
 def gauss_legendre(start: float, end: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 24 points and weights of Gauss-Legendre quadrature on an interval."""
     points, weights = _legendre(24)
     half = (end - start) / 2
     return (start + end) / 2 + half * points, half * weights

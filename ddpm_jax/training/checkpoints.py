@@ -1,7 +1,4 @@
-"""A run's checkpoints: written in the background, atomically, and restored from the newest that can be read.
-
-One of the two files that import orbax; `checkpoint/folder.py` is the other.
-"""
+"""A run's checkpoints on disk: written in the background, whole or not at all, and read back the newest first."""
 
 import contextlib
 import logging
@@ -12,6 +9,7 @@ from typing import Any, cast
 import jax
 
 from ddpm_jax import sharding
+from ddpm_jax.checkpoint import trees
 from ddpm_jax.checkpoint.folder import compare, first_line, read_weights
 from ddpm_jax.config import Config
 from ddpm_jax.files import plain_path
@@ -34,12 +32,10 @@ class Checkpoints:
             keep_last: number of newest states kept; None keeps all.
             keep_every: states whose step is a multiple of this are kept for good; 0 for none.
         """
-        import orbax.checkpoint as ocp
-
         self.folder, self._open = folder, contextlib.ExitStack()
         folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every or None)
-        self.manager = ocp.CheckpointManager(self._open.enter_context(plain_path(folder)), options=options)
+        place = self._open.enter_context(plain_path(folder))
+        self.manager = trees.open_series(place, keep_last=keep_last, keep_every=keep_every)
         self._open.callback(self.manager.close)
 
     def steps(self) -> list[int]:
@@ -55,11 +51,9 @@ class Checkpoints:
         Raises:
             Exception: the state before could not be written.
         """
-        import orbax.checkpoint as ocp
-
         if step in self.manager.all_steps():
             return False
-        self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
+        trees.save_step(self.manager, step, state)
         return True
 
     def wait(self) -> None:
@@ -106,14 +100,12 @@ class Checkpoints:
 
         Newer states that are damaged are named in a warning and renamed to damaged-STEP.
         """
-        import orbax.checkpoint as ocp
-
         damaged = []
         for step in reversed(self.steps()):
             state, error = None, None
             try:
-                state = self.manager.restore(step, args=ocp.args.StandardRestore(like))
-            except Exception as found:  # a truncated file raises whatever the cut makes of it
+                state = trees.restore_step(self.manager, step, like)
+            except Exception as found:  # what a cut-off file raises depends on where it was cut
                 error = found
             if sharding.everywhere(state is not None):
                 self.put_aside(damaged)

@@ -19,17 +19,17 @@ FAMILIES = (foreign, diffusers)
 def from_state_dict(state_dict: Mapping[str, Any], config: Config) -> Params:
     """Return Params with the weights of a PyTorch state dict of `UNet2DModel`, as float32.
 
-    The names of old diffusers versions are brought up to date (`query`, `key`, `value`, `proj_attn` in attentions).
-    What wrappers add to names (`_orig_mod.`, `module.`), a prefix of all and dicts around them are taken off.
+    Names of old diffusers versions are replaced by those of today (`query`, `key`, `value`, `proj_attn` in attentions).
+    Words that wrappers insert (`_orig_mod.`, `module.`), a common prefix, and dicts around the network are removed.
 
     Args:
-        state_dict: tensors of torch, arrays of numpy or JAX, or lists, by their names. They are copied.
-        config: what they are the weights of.
+        state_dict: torch tensors, numpy or JAX arrays, or lists, by their names. They are copied.
+        config: the config of the network whose weights they are.
 
     Raises:
-        TypeError: no dict.
-        ValueError: lists missing, unexpected and mis-shaped tensors; names what is no tensor, tensors that hold NaN or
-            infinity, the family of a state dict that is not diffusers', the places of a network that is there twice.
+        TypeError: `state_dict` is no dict.
+        ValueError: tensors are missing, unexpected or mis-shaped (the message lists all of them), are no tensors, or
+            hold NaN or infinity; the weights belong to another code base; the network is there twice.
 
     Example:
         >>> params = ddpm_jax.load("digits-16")

@@ -1,6 +1,6 @@
-"""The family of diffusers: UNet2DModel checkpoints in its folders and as state dicts, read and written.
+"""The family of diffusers: UNet2DModel checkpoints, as folders and as state dicts, read and written.
 
-The one place that imports safetensors.
+No other module imports safetensors.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ from ddpm_jax.params import Params
 from ddpm_jax.schedule import betas
 from ddpm_jax.validation import freeze
 
-# Of a pipeline's other components, by name or class: those that give the UNet's input or output another meaning, and
-# those that only look at the finished images.
+# Names and classes of a pipeline's other components. The first give the UNet's input or output another meaning; the
+# second only look at finished images.
 _CHANGING = re.compile("(?i)vae|vq|latent|encoder|decoder|tokenizer|text|prior|controlnet|adapter")
 _HARMLESS = re.compile("(?i)^mel$|feature_extractor|safety_checker|processor|watermark|vocoder")
 _LFS_POINTER = b"version https://git-lfs"
-# What diffusers reads; a writer states the version whose format it follows.
+# The version of diffusers whose format we write.
 _DIFFUSERS_VERSION = "0.42.1"
 
 
 def recognises(names: Collection[str]) -> bool:
-    """Tell that this is the family of whatever none before it has recognised: the config says what is missing."""
+    """Take all names that no family before this one recognises: `read` then lists what the config lacks or wants."""
     return True
 
 
@@ -69,19 +69,19 @@ def read(leaves: Mapping[str, Any], config: Config) -> Params:
 
 
 def _network_tensors(leaves: Mapping[str, Any], expected: Collection[str]) -> dict[str, np.ndarray]:
-    """Return the network's tensors as arrays, by the names of today."""
+    """Return the network's tensors as arrays, by their names of today."""
     roots = roots_of(expected)
     known = lambda name: name.partition(".")[0] in roots and new_name(name) in expected
     own, others = network_in(leaves, known)
     groups = Counter(name.partition(".")[0] for name in others if getattr(leaves[name], "shape", ()))
     if groups:
         listed = ", ".join(f"`{group}` ({count})" for group, count in groups.items())
-        warnings.warn(f"The network's tensors are read; left out are those of {listed}.", stacklevel=4)
+        warnings.warn(f"Only the network's tensors are read. Those of {listed} are left out.", stacklevel=4)
     return _upgraded({name: as_array(name, value) for name, value in own.items()})
 
 
 def _upgraded(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Bring the names of old diffusers versions up to date, free them of wrappers, and drop what was saved twice.
+    """Replace old names by those of today, strip wrappers, and drop tensors that were saved twice.
 
     Raises:
         ValueError: two tensors of the same new name that differ.
@@ -96,7 +96,7 @@ def _upgraded(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _hollow(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """An array of that shape without memory of its own."""
+    """Return an array of that shape that takes no memory."""
     return np.broadcast_to(np.float32(0), leaf.shape)
 
 
@@ -127,8 +127,8 @@ def read_folder(
     family = items.get("_class_name", "UNet2DModel")
     if family not in ("UNet2DModel", "UNetModel", "UNetUnconditionalModel"):
         raise ValueError(
-            f"{folder / files.config} describes a {family}; ddpm_jax opens pixel-space UNet2DModel checkpoints, "
-            "unconditional or class-conditional. diffusers opens it."
+            f"{folder / files.config} describes a {family}. ddpm_jax opens pixel-space UNet2DModel checkpoints, "
+            "unconditional or class-conditional; diffusers opens this one."
         )
     unet = dataclasses.replace(UNetConfig.from_dict(items), dtype=dtype)
     schedule, sampler = ScheduleConfig(), SamplerConfig()
@@ -138,12 +138,13 @@ def read_folder(
         schedule, sampler = scheduler_from_dict(read_json(scheduler))
     elif unet.time_embedding_type == "fourier":
         raise FileNotFoundError(
-            f"{folder} has no scheduler_config.json, which a variance-exploding network needs for its noise levels."
+            f"{folder} has no scheduler_config.json, which a variance-exploding network needs for its noise levels: "
+            "copy it there from the original checkpoint."
         )
     else:
         warnings.warn(
-            f"{folder} has no scheduler_config.json: DDPMScheduler's defaults are taken (1000 timesteps, linear betas, "
-            "epsilon prediction).",
+            f"{folder} has no scheduler_config.json: the defaults of DDPMScheduler are used (1000 timesteps, linear "
+            "betas, epsilon prediction).",
             stacklevel=2,
         )
     config = Config(unet, schedule, sampler, freeze(items.get("_class_names") or ()), items.get("_null_class"))
@@ -151,7 +152,7 @@ def read_folder(
 
 
 def _check_pipeline(folder: Path, files: Files) -> None:
-    """Refuse a pipeline whose UNet does not make pixels, or not of noise alone; pass what only goes with its images."""
+    """Refuse a pipeline whose UNet makes no pixels, or needs more than noise; allow parts that only look at images."""
     items = read_json(folder / files.pipeline)
     others = {
         name: str(value[-1])
@@ -166,13 +167,12 @@ def _check_pipeline(folder: Path, files: Files) -> None:
         raise ValueError(
             f"{folder / files.pipeline} describes a {items.get('_class_name', 'pipeline')} with {', '.join(latent)} "
             "beside its UNet: a latent or conditional model. ddpm_jax opens pixel-space pipelines: a UNet2DModel and a "
-            f"scheduler. The UNet alone, whatever its output means, opens {way_out}."
+            f"scheduler. To open the UNet alone, whatever its output means, load it {way_out}."
         )
     if others:
         unknown = ", ".join(f"{name} ({kind})" for name, kind in others.items())
         warnings.warn(
-            f"{folder / files.pipeline} has {unknown} beside its UNet: passed over, the UNet's output is taken "
-            "for pixels.",
+            f"{folder / files.pipeline} has {unknown} beside its UNet: ignored. The UNet's output is taken for pixels.",
             stacklevel=3,
         )
 
@@ -181,23 +181,24 @@ def read_weights(folder: Path, files: Files) -> dict[str, np.ndarray]:
     """Read the tensors of all weights files.
 
     Raises:
-        ValueError: a truncated or corrupt file, a Git-LFS pointer, an index that names what is not there.
+        ValueError: a truncated or corrupt file, or a Git-LFS pointer.
+        FileNotFoundError: the index names a shard that does not exist.
     """
     if files.index is None:
         return _read_tensors(folder / files.weights[0])
     index = read_json(folder / files.index)
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise ValueError(f"{folder / files.index} has no `weight_map`: it is no index of shards.")
+        raise ValueError(f"{folder / files.index} has no `weight_map`, so it is no index of shards. Download it again.")
     parent = (folder / files.index).parent
     state_dict: dict[str, np.ndarray] = {}
     for shard in sorted(set(places.values())):
         if Path(shard).name != shard or not (parent / shard).is_file():
-            raise FileNotFoundError(f"{files.index} names the shard {shard}, which is not in {parent}.")
+            raise FileNotFoundError(f"{files.index} names the shard {shard}, which is not in {parent}. Download it.")
         tensors = _read_tensors(parent / shard)
         absent = [n for n, place in places.items() if place == shard and n not in tensors]
         if absent:
-            raise ValueError(f"{shard} lacks {absent}, which {files.index} places there.")
+            raise ValueError(f"{shard} lacks {absent}, which it has by {files.index}. Download both again.")
         state_dict |= tensors
     return state_dict
 
@@ -218,20 +219,20 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file ({error}). Download it again.") from error
-    except (AttributeError, KeyError) as error:  # how safetensors.numpy meets 8 bits
+    except (AttributeError, KeyError) as error:  # what safetensors.numpy raises for 8-bit floats
         raise ValueError(
             f"{path} holds tensors of a dtype that is not read here ({error}): store it in float32 or bfloat16."
         ) from error
 
 
 def _class_notes(config: Config) -> dict[str, Any]:
-    """What a UNet2DModel's config.json has no field for, under names that diffusers passes over."""
+    """Return what config.json has no field for, under names that diffusers ignores."""
     notes = {"_class_names": list(config.class_names), "_null_class": config.null_class}
     return {name: value for name, value in notes.items() if value not in ([], None)}
 
 
 def write_folder(params: Params, folder: Path, storage_dtype: str) -> None:
-    """Write a pipeline folder that `DDPMPipeline.from_pretrained` of diffusers opens, into an empty folder."""
+    """Write a pipeline that `DDPMPipeline.from_pretrained` of diffusers opens into an empty folder."""
     import safetensors.numpy
 
     config = params.config

@@ -19,10 +19,10 @@ class Files:
 
     Attributes:
         config: the UNet's config.json.
-        scheduler: scheduler_config.json, or None where there is none.
-        weights: the weights' files: one, or all shards.
-        index: the index of the shards, or None.
-        pipeline: model_index.json, or None.
+        scheduler: scheduler_config.json; None if there is none.
+        weights: the files of the weights: one file, or all shards.
+        index: the index of the shards; None for a single file.
+        pipeline: model_index.json; None if there is none.
     """
 
     config: str
@@ -33,24 +33,24 @@ class Files:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """All files that must be there."""
+        """All of these files."""
         optional = [name for name in (self.scheduler, self.index, self.pipeline) if name]
         return (self.config, *optional, *self.weights)
 
 
 def find_files(names: Collection[str], *, variant: str | None = None, ema: bool | None = None) -> Files:
-    """Find a checkpoint's files among the names below its root.
+    """Find a checkpoint's files among the names of all files below its root.
 
-    Layouts: config and weights at the root (google/ddpm-*); a pipeline's `unet/` and `scheduler/`; a bare
-    `unet/` folder given as the root; training output with `unet_ema/`.
+    There are four layouts: config and weights at the root (google/ddpm-*), a pipeline's `unet/` and `scheduler/`, a
+    `unet/` folder that is itself the root, and training output with `unet_ema/`.
 
     Args:
         names: relative paths with forward slashes.
         variant: "fp16" looks for diffusion_pytorch_model.fp16.safetensors, and so on.
-        ema: True takes `unet_ema/`, False `unet/`, None `unet/` and else `unet_ema/`.
+        ema: True takes `unet_ema/`, False `unet/`, None `unet/` if it exists and `unet_ema/` otherwise.
 
     Raises:
-        FileNotFoundError: no config, no weights, no such variant, no EMA; says where it looked.
+        FileNotFoundError: there is no config, no weights, no such variant or no EMA; says where it looked.
 
     Example:
         >>> find_files(["config.json", "scheduler_config.json", "diffusion_pytorch_model.bin"]).weights
@@ -73,7 +73,7 @@ def find_files(names: Collection[str], *, variant: str | None = None, ema: bool 
     for extension in ("safetensors", "bin"):
         index = _index_name(names, stem, extension, variant)
         if index is not None:
-            # their names stand in the index, which may not be downloaded yet: take all that look like them
+            # the index names the shards, but may not be downloaded yet: take all names that look like shards
             shape = r"-\d+-of-\d+"
             word = re.escape(variant or "")
             parts = rf"(\.{word}{shape}|{shape}\.{word})" if variant else shape
@@ -96,7 +96,7 @@ def find_files(names: Collection[str], *, variant: str | None = None, ema: bool 
 def _index_name(names: set[str], stem: str, extension: str, variant: str | None) -> str | None:
     if variant is None:
         candidates = [f"{stem}.{extension}.index.json"]
-    else:  # the second is how older diffusers spelt it
+    else:  # older versions of diffusers write the second name
         candidates = [
             f"{stem}.{extension}.index.{variant}.json",
             f"{stem}.{extension}.{variant}.index.json",
@@ -110,7 +110,7 @@ def _some(names: set[str]) -> str:
 
 
 def _variants(names: set[str], stem: str) -> str:
-    """Say which variants there are, for a message."""
+    """Name the variants that exist, for a message."""
     found = {
         name.removeprefix(f"{stem}.").split(".")[0]
         for name in names

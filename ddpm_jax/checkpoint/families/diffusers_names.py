@@ -11,18 +11,18 @@ from collections.abc import Iterable
 import numpy as np
 
 _LISTS = "down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out"
-# diffusers before 0.12, inside attentions: google's files are that old.
+# Names inside attentions before diffusers 0.12, as in google's files.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# diffusers 0.0.x, at the root
+# First words of names in diffusers 0.0.x.
 _OLD_ROOTS = {
     "time_steps": "time_proj",
     "mid": "mid_block",
     "downsample_blocks": "down_blocks",
     "upsample_blocks": "up_blocks",
 }
-# What data parallelism, `torch.compile` and checkpointing put before the names within what they wrap.
+# Words that data parallelism, `torch.compile` and checkpointing insert into the names of what they wrap.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Second names under which diffusers 0.0.x saved some tensors once more.
+# diffusers 0.0.x saved some tensors twice, the second time under these names.
 _TWINS = {r"^time_proj\.W$": "time_proj.weight", r"\.(op|Conv2d_0)\.(weight|bias)$": r".conv.\2"}
 
 

@@ -17,7 +17,7 @@ _CODE_BASES = {
 
 
 def recognises(names: Collection[str]) -> bool:
-    """Tell whether some of the names belong to a code base or a kind of model that is not opened here."""
+    """Tell whether a name belongs to a code base, or a kind of model, that cannot be opened here."""
     return _refusal(names) is not None
 
 
@@ -25,7 +25,7 @@ def read(leaves: Mapping[str, Any], config: Config) -> NoReturn:
     """Refuse the weights.
 
     Raises:
-        ValueError: always; says whose they are, and what to do.
+        ValueError: always; names the code base, and says what to do.
     """
     raise ValueError(_refusal(leaves))
 
@@ -46,6 +46,6 @@ def _refusal(names: Collection[str]) -> str | None:
         if re.match(r"^(.*\.)?(encoder|decoder)\.(down_blocks|up_blocks|conv_in)", name):
             return (
                 f"These weights are an autoencoder (they hold `{name}`), the first stage of a latent model; ddpm_jax "
-                "opens pixel-space UNet2DModel checkpoints. Of a UNet beside it, pass the tensors alone."
+                "opens pixel-space UNet2DModel checkpoints. If there is a UNet beside it, pass only its tensors."
             )
     return None
