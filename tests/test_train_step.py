@@ -143,7 +143,7 @@ class TestOptimizer:
         """The updates are AdamW's (Loshchilov & Hutter 2019, algorithm 2) for the clipped gradient."""
         params = small_params()
         adam = optimizer(Plan(params.config, config(optimizer=self.SETTINGS)))
-        weights, state, update = params.weights, adam.init(params.weights), jax.jit(adam.update)
+        weights, state, update = params.weights, jax.jit(adam.init)(params.weights), jax.jit(adam.update)
         size = sum(leaf.size for leaf in jax.tree.leaves(weights))
         w, m, v = np.asarray(weights["conv_in"]["bias"][0], np.float64), 0.0, 0.0
         for step, g in enumerate([3.0, -2.0, 1e-3]):
@@ -181,7 +181,8 @@ def test_fixed_weights_stay():
     params = small_params(time_embedding_type="fourier")
     plan = Plan(params.config, config(optimizer=OptimizerConfig(optimizer="adamw", weight_decay=0.1, warmup_steps=0)))
     adam = optimizer(plan)
-    updates, _ = adam.update(jax.tree.map(jnp.ones_like, params.weights), adam.init(params.weights), params.weights)
+    gradient = jax.tree.map(np.ones_like, params.weights)
+    updates, _ = jax.jit(adam.update)(gradient, jax.jit(adam.init)(params.weights), params.weights)
     assert not np.any(updates["time_proj"]["weight"])
     assert np.all(updates["conv_in"]["kernel"])
 
@@ -294,6 +295,24 @@ def test_classes_and_their_dropout_reach_the_loss(label_dropout):
     )[0].mean()
     np.testing.assert_allclose(metrics.loss, of(labels), rtol=1e-4)
     assert len(set(labels)) > 1 and abs(of(np.zeros(8, int)) - metrics.loss) > 1e-3 * metrics.loss
+
+
+def test_runs_that_differ_in_their_files_share_a_program(monkeypatch):
+    """The second run traces nothing. Another seed, or other steps of a decaying rate, is another program."""
+    traced, decay_at = [], ema.decay_at
+    monkeypatch.setattr(ema, "decay_at", lambda *args: traced.append(args) or decay_at(*args))
+    own = EmaConfig(ema_decay=0.123)  # of no other test
+    do(config(ema=own), 1)
+    assert len(traced) == 1
+    saving = LoopConfig(batch_size=8, steps=99, save_every=7, log_every=3)
+    do(dataclasses.replace(config(ema=own, loop=saving), data=DataConfig(data="photos", flip=False)), 1)
+    assert len(traced) == 1
+    plans = [
+        Plan(small_params().config, config(loop=LoopConfig(**values), optimizer=optimizer)).of_the_step()
+        for optimizer in (OPTIMIZER, dataclasses.replace(OPTIMIZER, lr_schedule="cosine"))
+        for values in ({"steps": 10}, {"steps": 20}, {"steps": 10, "seed": 1}, {"steps": 10, "sharding": "fsdp"})
+    ]
+    assert plans[0] == plans[1] and len(set(plans)) == 7
 
 
 def test_the_input_state_is_donated():
