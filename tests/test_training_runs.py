@@ -447,18 +447,21 @@ def test_a_run_without_a_checkpoint_is_begun_anew(settings, tmp_path):
     train(short, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints")
     os.remove(tmp_path / "run/ddpm_jax.json")
-    other = dataclasses.replace(short, loop=dataclasses.replace(short.loop, batch_size=4))
+    other = dataclasses.replace(short, data=dataclasses.replace(short.data, flip=False))
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(other, tmp_path / "run")
     train(other, tmp_path / "run", resume=True)
-    assert json.loads((tmp_path / "run/train.json").read_text())["config"]["loop"]["batch_size"] == 4
+    assert json.loads((tmp_path / "run/train.json").read_text())["config"]["data"]["flip"] is False
 
 
 def test_the_same_data_may_lie_elsewhere(settings, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     moved = shutil.copy(settings.data.data, tmp_path / "moved.npy")
     data = dataclasses.replace(settings.data, data=str(moved), held_out=str(moved))
-    train(dataclasses.replace(settings, data=data), tmp_path / "run", resume=True)
+    longer = dataclasses.replace(settings.loop, steps=STEPS + 1)
+    train(dataclasses.replace(settings, data=data, loop=longer), tmp_path / "run", resume=True)
+    assert json.loads((tmp_path / "run/train.json").read_text())["config"]["data"]["data"] == str(moved)
+    assert "validation_loss" in logs.read(tmp_path / "run")[-1] or "validation_loss" in logs.read(tmp_path / "run")[-2]
 
 
 def test_the_card_is_that_of_the_weights(whole, tmp_path):
