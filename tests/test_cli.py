@@ -30,6 +30,12 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def model(tmp_path):
+    """A checkpoint of one level, which compiles quickly."""
+    return str(write_flat(tmp_path / "model", small_params()))
+
+
+@pytest.fixture
+def of_two_levels(tmp_path):
     return str(write_flat(tmp_path / "model", make_params()))
 
 
@@ -57,7 +63,7 @@ def test_sample_writes_what_the_function_returns(capsys, model, folder):
     names = sorted(path.name for path in (folder / "samples").iterdir())
     assert names == [*(f"{i:05d}.png" for i in range(5)), "grid.png", "samples.json", "sampling.gif"]
     sampler = ddpm_jax.samplers.DDIM(num_steps=3)
-    images = ddpm_jax.sample(make_params(), jax.random.key(7), 5, sampler=sampler)
+    images = ddpm_jax.sample(small_params(), jax.random.key(7), 5, sampler=sampler)
     for i, expected in enumerate(ddpm_jax.to_uint8(images)[..., 0].astype(int)):
         with Image.open(folder / f"samples/{i:05d}.png") as image:
             assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1  # another batch size: rounding
@@ -130,7 +136,7 @@ def test_knobs_win_over_those_of_the_checkpoint():
 
 
 def test_class_label(capsys, tmp_path):
-    model = write_flat(tmp_path / "classes", make_params(num_class_embeds=3))
+    model = write_flat(tmp_path / "classes", small_params(num_class_embeds=3))
     for label in (0, 2):
         run(capsys, "sample", model, "--batch-size", 1, *SAMPLE, "--class-label", label, "--out", label)
     zero, two = (np.asarray(Image.open(Path(str(label), "00000.png"))).astype(int) for label in (0, 2))
@@ -344,7 +350,8 @@ def test_the_demo_as_a_process(folder):
     assert np.abs(np.diff(image, axis=1)).mean() < 0.15  # of noise 0.3 and more: neighbours are alike in a photograph
 
 
-def test_convert_export_and_info(capsys, model, folder):
+def test_convert_export_and_info(capsys, of_two_levels):
+    model = of_two_levels
     out = run(capsys, "convert", model).out
     assert "checkpoints/model" in out
     assert equal(ddpm_jax.load("checkpoints/model"), ddpm_jax.load(model))
@@ -422,8 +429,8 @@ class TestRefusals:
             (("--stepps", 3), "--steps"),
         ],
     )
-    def test_bad_arguments(self, capsys, model, words, message, untyped, folder):
-        assert fails(capsys, message, "sample", model, *words)
+    def test_bad_arguments(self, capsys, of_two_levels, words, message, untyped, folder):
+        assert fails(capsys, message, "sample", of_two_levels, *words)
         assert not (folder / "samples").exists()
 
     def test_no_such_model(self, capsys):

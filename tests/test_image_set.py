@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import make_params
+from conftest import small_params
 from PIL import Image
 from test_checkpoint import write_flat
 
@@ -27,7 +27,7 @@ SAMPLE = ("--sampler", "ddim", "--steps", "3", "--seed", "5")
 @pytest.fixture
 def model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return str(write_flat(tmp_path / "model", make_params()))
+    return str(write_flat(tmp_path / "model", small_params()))
 
 
 def command(*words):
@@ -71,7 +71,7 @@ cli.main({["sample", *map(str, words), "--out", "killed"]!r})
         images = np.load(tmp_path / "whole/images.npz")["arr_0"]
         assert images.dtype == np.uint8 and images.shape == (24, 8, 8, 1)
         expected = ddpm_jax.sample(
-            make_params(), jax.random.key(5), 4, sampler=samplers.DDIM(num_steps=3), first_index=20
+            small_params(), jax.random.key(5), 4, sampler=samplers.DDIM(num_steps=3), first_index=20
         )
         assert np.abs(images[20:].astype(int) - ddpm_jax.to_uint8(expected)).max() <= 1  # another compilation
         assert not (tmp_path / "whole/parts").exists()
@@ -162,7 +162,7 @@ def test_other_settings_are_refused_by_name(model, capsys):
 def test_other_weights_are_other_settings(model, capsys):
     """Weights are compared by digest, not by name, also for a single image by --index."""
     sample(model, "--batch-size", 2, "--out", "set")
-    params = make_params()
+    params = small_params()
     write_flat(Path(model), ddpm_jax.Params(jax.tree.map(lambda leaf: 1.01 * leaf, params.weights), params.config))
     assert fails(capsys, "weights '", model, "--num-images", 4, "--out", "set")
     write_flat(Path(model), params)

@@ -35,7 +35,7 @@ PRESETS = {
         loop=LoopConfig(batch_size=128, steps=800_000, save_every=5000, sample_every=25_000),
     ),
     # 113,673,219 parameters; FID 7.89 for churches (1.2 million steps), 19.75 for cats (1.8), 6.36 for bedrooms
-    # (2.4, with --no-flip)
+    # (2.4, with flip=False)
     "lsun-256": TrainConfig(
         data=DataConfig(data="", resolution=256, flip=True),
         model=_PAPER_256,

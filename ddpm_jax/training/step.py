@@ -19,7 +19,7 @@ from ddpm_jax.params import Params, trainable_mask
 from ddpm_jax.pixels import data_from_bytes
 from ddpm_jax.random_keys import image_keys, key_from_seed
 from ddpm_jax.training import ema
-from ddpm_jax.training.settings import EmaConfig, OptimizerConfig, TrainConfig
+from ddpm_jax.training.settings import DataConfig, EmaConfig, LoopConfig, OptimizerConfig, TrainConfig
 from ddpm_jax.types import Array, PyTree
 
 QUARTERS = 4
@@ -32,6 +32,22 @@ class Plan(NamedTuple):
 
     network: Config
     settings: TrainConfig
+
+    def of_the_step(self) -> "Plan":
+        """Return the plan with only those settings that the step's program depends on.
+
+        Runs that differ in others, as in their folder or in how often they save, then share a program in one process.
+        """
+        loop, optimizer = self.settings.loop, self.settings.optimizer
+        steps = LoopConfig().steps if optimizer.lr_schedule == "constant" else loop.steps
+        settings = TrainConfig(
+            data=DataConfig(data=""),
+            objective=self.settings.objective,
+            optimizer=optimizer,
+            ema=self.settings.ema,
+            loop=LoopConfig(seed=loop.seed, sharding=loop.sharding, steps=steps),
+        )
+        return Plan(self.network, settings)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -117,6 +133,7 @@ def create(plan: Plan, weights: PyTree, mesh: Mesh) -> TrainState:
         weights: the network's first weights, on the host; no device ever holds more than its share.
         mesh: the devices.
     """
+    plan = plan.of_the_step()
     like = abstract(plan, mesh)
     weights = jax.tree.map(lambda leaf, like: sharding.put(leaf, like.sharding), weights, like.weights)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
@@ -154,7 +171,7 @@ def compiled(plan: Plan, state: TrainState, mesh: Mesh) -> Callable[..., tuple[T
         state: of the run, for its shardings.
         mesh: the devices.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    plan, everywhere = plan.of_the_step(), NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     loop = plan.settings.loop  # all its steps, and not those that are left: a resumed run is to do the same to the bit
     gradients = cpu_gradients.choose(plan.network.unet, loop.batch_size // mesh.size, loop.steps)
