@@ -309,7 +309,7 @@ def check_labels(config: UNetConfig, labels: Labels, batch_size: int) -> jax.Arr
         return jnp.asarray(array, jnp.float32)
     if jnp.shape(array) not in ((), (batch_size,)):
         raise ValueError(
-            f"`class_labels` has shape {jnp.shape(array)}; it must be one label, or one for each image: ({batch_size},)."
+            f"`class_labels` has shape {jnp.shape(array)}; it must be one label, or one an image: ({batch_size},)."
         )
     count = config.num_classes
     if count and not isinstance(array, jax.core.Tracer):
