@@ -16,7 +16,7 @@ from conftest import NCSNPP, SHARED, make_params, random_state_dict
 import ddpm_jax
 from ddpm_jax.checkpoint import from_state_dict, load, save, to_state_dict
 from ddpm_jax.checkpoint.families.diffusers_files import find_files
-from ddpm_jax.checkpoint.folder import write_config
+from ddpm_jax.checkpoint.folder import is_run, read_record, write_config
 from ddpm_jax.checkpoint.source import BUNDLED, DEMO, bundled, locate
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.schedule import betas
@@ -155,6 +155,31 @@ class TestLayouts:
         (folder / file).unlink()
         with pytest.raises(FileNotFoundError, match="names the shard"):
             load(folder, variant=variant)
+
+    @pytest.mark.parametrize(
+        "places, message",
+        [
+            ({"conv_in.bias": "../other.safetensors"}, "names the shard ../other.safetensors, which is not in"),
+            ({"conv_in.bias": f"{STEM}.safetensors", "no_tensor": f"{STEM}.safetensors"}, r"lacks \['no_tensor'\]"),
+            ({"conv_in.bias": 1}, "has no `weight_map`"),
+            (["conv_in.bias"], "has no `weight_map`"),
+        ],
+    )
+    def test_an_index_that_is_wrong(self, tmp_path, google, places, message):
+        """A shard is a file beside its index, and never one elsewhere, though it is there."""
+        folder = write_flat(tmp_path / "x", google)
+        shutil.copy(folder / f"{STEM}.safetensors", tmp_path / "other.safetensors")
+        (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            load(folder)
+
+    def test_a_run_is_known_by_its_record(self, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        assert not is_run(tmp_path)
+        with pytest.raises(FileNotFoundError, match="is no training run: it has no train.json"):
+            read_record(tmp_path)
+        (tmp_path / "train.json").write_text('{"parameters": 3}')
+        assert is_run(tmp_path) and read_record(tmp_path) == {"parameters": 3}
 
     def test_old_attention_names(self, google):
         names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

@@ -79,6 +79,15 @@ def test_many_folders_are_counted(tmp_path, pipeline):
         load(tmp_path / "all")
 
 
+def test_hidden_folders_are_not_named(tmp_path, pipeline):
+    shutil.copytree(pipeline, tmp_path / "all/.hidden")
+    shutil.copytree(pipeline, tmp_path / "all/seen")
+    with pytest.raises(FileNotFoundError) as error:
+        load(tmp_path / "all")
+    hint = str(error.value).partition("These can be opened")[2]
+    assert "seen" in hint and ".hidden" not in hint
+
+
 def test_an_address_of_the_hub():
     with pytest.raises(FileNotFoundError, match="The id in this address is google/ddpm-cat-256"):
         load("https://huggingface.co/google/ddpm-cat-256/tree/main")

@@ -71,6 +71,16 @@ def test_trained_betas_win():
     np.testing.assert_allclose(schedule.alphas_cumprod(config), np.cumprod(1 - np.array(betas)), rtol=3e-7)
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "quad", "jsd"])
+def test_beside_trained_betas_the_name_of_a_schedule_says_nothing(name):
+    betas = tuple(np.linspace(0.1, 0.2, 7).tolist())
+    tables = [
+        schedule.alphas_cumprod(ScheduleConfig(num_train_timesteps=7, trained_betas=betas, beta_schedule=kind))
+        for kind in ("linear", name)
+    ]
+    np.testing.assert_array_equal(*tables)
+
+
 @pytest.mark.parametrize("name", [*TABLES, "quad", "const", "warmup10", "warmup50", "jsd"])
 def test_every_schedule_falls_from_signal_to_noise(name):
     alphas_cumprod = schedule.alphas_cumprod(ScheduleConfig(beta_schedule=name))

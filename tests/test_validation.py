@@ -91,17 +91,15 @@ def test_nearest_names():
 
 
 def test_what_asks_for_something_is_compared_with_absent_fields_less_strictly():
-    """`heads` is near `head_dim` at 0.8 at most: a misspelling only where `head_dim` is not given."""
-    known = ["num_class_embeds"]
-    with pytest.raises(ValueError, match="no field `num_classes_embed`. Did you mean `num_class_embeds`"):
-        known_items({"num_classes_embed": 0}, known, "A network")  # nearer than 0.9: whatever it asks for
-    with pytest.raises(ValueError, match="Did you mean `num_class_embeds`"):
-        known_items({"num_class_emb": 3}, known, "A network")
-    assert known_items({"num_class_emb": None}, known, "A network") == {}
-    with pytest.warns(UserWarning, match="has no field `class_embed_count`: "):
-        assert known_items({"class_embed_count": 3, "num_class_embeds": 2}, known, "A network") == {
-            "num_class_embeds": 2
-        }
+    """`num_channels` is like `in_channels` by 0.87: a misspelling only of a field that is not given."""
+    known = ["in_channels"]
+    with pytest.raises(ValueError, match="no field `in_chanels`. Did you mean `in_channels`"):
+        known_items({"in_chanels": 0}, known, "A network")  # like it by more than 0.9: whatever it asks for
+    with pytest.raises(ValueError, match="no field `num_channels`. Did you mean `in_channels`"):
+        known_items({"num_channels": 3}, known, "A network")
+    assert known_items({"num_channels": 0}, known, "A network") == {}
+    with pytest.warns(UserWarning, match="A network has no field `num_channels`: ignored, as in diffusers"):
+        assert known_items({"num_channels": 3, "in_channels": 3}, known, "A network") == {"in_channels": 3}
 
 
 def test_some_of_many():
