@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ddpm_jax import pixels, sharding
 from ddpm_jax.config import UNetConfig
@@ -33,7 +34,7 @@ class Static(NamedTuple):
     unet: UNetConfig
     data_range: pixels.DataRange
     switches: Switches
-    mesh: Any
+    mesh: Mesh | None
     batch_size: int | None
     num_frames: int = 0
     hooks: Hooks = NO_HOOKS
