@@ -7,7 +7,7 @@ import operator
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 
 def nearest(name: str, known, cutoff: float = 0.6) -> str:
@@ -98,11 +98,11 @@ def check(condition: Any, message: str) -> None:
         raise ValueError(message)
 
 
-def is_int(value: Any, least: int = 1) -> bool:
+def is_int(value: Any, least: int = 1) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

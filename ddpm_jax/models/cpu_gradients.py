@@ -8,7 +8,7 @@ the plain one.
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,8 @@ def _intercept(choice: Choice, next_function, args, kwargs, context):
     weight = functools.partial(module.get_variable, "params")
     if choice.products and isinstance(module, nn.GroupNorm):
         x = args[0].reshape(args[0].shape[0], -1, 1, args[0].shape[-1])
-        return group_norm(x, weight("scale"), weight("bias"), module.num_groups, module.epsilon).reshape(args[0].shape)
+        y = group_norm(x, weight("scale"), weight("bias"), module.num_groups, module.epsilon)
+        return cast(jax.Array, y).reshape(args[0].shape)  # its decorator, a partial, hides the type
     if isinstance(module, nn.Conv):
         if module.path in choice.transformed:
             y = convolve(args[0], weight("kernel"))
