@@ -278,7 +278,8 @@ def bound_term(
 
     a, b, _, _ = prediction_coefficients(schedule.prediction_type, alphas_cumprod(schedule))
     x_0_hat = at_t(a) * x_t + at_t(b) * out
-    p_mean, p_log_variance = reverse.p_step(schedule, variance_type, x_t, t, x_0_hat, fraction)
+    extra = fraction if variance_type in reverse.LEARNED else None
+    p_mean, p_log_variance = reverse.p_step(schedule, variance_type, x_t, t, x_0_hat, extra)
     shift = at_t(steps.from_x_0) * (x_0 - x_0_hat)  # of the means
     q_log_variance = at_t(np.log(steps.smallest))
     difference = q_log_variance - p_log_variance

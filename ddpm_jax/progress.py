@@ -96,9 +96,9 @@ class Stopwatch:
         """
         return self.compiling, max(time.perf_counter() - self.started - self.compiling, 1e-3)
 
-    def _hear(self, event: str, duration: Number, **_: Any) -> None:  # orbax reports whole numbers
+    def _hear(self, event: str, duration_secs: Number, **_: Any) -> None:  # orbax reports whole numbers
         if event.startswith("/jax/core/compile/"):
-            self.compiling += duration
+            self.compiling += duration_secs
 
 
 def _clock(seconds: Number) -> str:

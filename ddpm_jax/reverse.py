@@ -100,16 +100,23 @@ def log_variance(variance_type: str, smallest: Any, largest: Any, extra: Images 
         extra: the second half of the network's channels, for learned variances. In "learned_range" -1 stands for
             `smallest` and 1 for `largest`.
 
+    Raises:
+        ValueError: a learned variance without `extra`.
+
     Example:
         >>> log_variance("learned_range", -4.0, -2.0, np.zeros((1, 1, 1, 1), np.float32)).item()
         -3.0
     """
+    if variance_type not in LEARNED:
+        return largest if variance_type.startswith("fixed_large") else smallest
+    if extra is None:
+        raise ValueError(
+            f"`extra` is None, but a {variance_type!r} variance is the second half of the output's channels: pass that."
+        )
     if variance_type == "learned":
         return jnp.log(jnp.maximum(extra, 0))
-    if variance_type == "learned_range":
-        share = (extra + 1) / 2
-        return share * largest + (1 - share) * smallest
-    return largest if variance_type.startswith("fixed_large") else smallest
+    share = (extra + 1) / 2
+    return share * largest + (1 - share) * smallest
 
 
 def learned_std(variance_type: str, smallest: Any, largest: Any, extra: Images) -> jax.Array:
@@ -153,7 +160,7 @@ def p_step(
     if variance_type != "learned_range":
         largest = np.append(smallest[:1], largest[1:])
 
-    def at_t(numbers: np.ndarray) -> Array:
+    def at_t(numbers: np.ndarray) -> jax.Array:
         return broadcast(jnp.asarray(numbers, x_t.dtype)[t])
 
     mean = at_t(steps.from_x_0) * x_0_hat + at_t(steps.from_x_t) * x_t

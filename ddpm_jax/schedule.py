@@ -17,6 +17,7 @@ checkpoints were trained with them.
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -277,7 +278,7 @@ def log_snr(alpha_bar_t):
     return np.log(alpha_bar_t) - np.log1p(-alpha_bar_t)
 
 
-def broadcast(coefficient: Coefficient) -> Array:
+def broadcast(coefficient: Coefficient) -> jax.Array:
     """Shape a coefficient, one for all images or one for each, so that it multiplies NHWC images."""
     coefficient = jnp.asarray(coefficient)
     return coefficient[:, None, None, None] if coefficient.ndim else coefficient

@@ -7,7 +7,7 @@ import operator
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 
 def nearest(name: str, known, cutoff: float = 0.6) -> str:
@@ -101,12 +101,12 @@ def check(condition: Any, message: str) -> None:
         raise ValueError(message)
 
 
-def is_int(value: Any, least: int = 1) -> bool:
+def is_int(value: Any, least: int = 1) -> TypeGuard[int]:
     """Tell whether a value is an integer, not a bool, of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Tell whether a value is a number, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -328,6 +328,8 @@ def test_unknown_kind():
         ScheduleConfig(kind="sub-vp")
     with pytest.raises(ValueError, match='are for `kind` "ve"'):
         ScheduleConfig(sigma_min=0.1)
+    with pytest.raises(ValueError, match="`kind` 'vp' has no `sigma_min` and `sigma_max`"):
+        _ = ScheduleConfig().sigma_range
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from conftest import small_params
 from scipy import stats
 
 import ddpm_jax
-from ddpm_jax import losses, schedule
+from ddpm_jax import losses, reverse, schedule
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.losses import Objective, bound_term, draw_timesteps
 
@@ -236,3 +236,9 @@ def test_the_loss_of_an_image_is_its_own_with_keys_of_any_generator(impl, untype
     np.testing.assert_allclose(ddpm_jax.loss(params, key, x_0), whole.mean(), rtol=1e-6)
     with pytest.raises(TypeError, match="`key` must be one key"):
         losses.per_image(params, jax.random.split(key, 2), x_0)
+
+
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
+def test_a_learned_variance_wants_the_networks_channels(variance_type):
+    with pytest.raises(ValueError, match=f"`extra` is None, but a '{variance_type}' variance is the second half"):
+        reverse.log_variance(variance_type, -4.0, -2.0)

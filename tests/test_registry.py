@@ -11,6 +11,7 @@ from ddpm_jax import samplers
 from ddpm_jax.config import SamplerConfig, ScheduleConfig, scheduler_from_dict, scheduler_to_dict
 from ddpm_jax.config.schedulers import SCHEDULERS, Scheduler
 from ddpm_jax.samplers import DDIM, DDPM
+from ddpm_jax.samplers.registry import describe
 
 
 def test_from_config():
@@ -199,6 +200,19 @@ def test_knobs_win_over_those_of_the_file():
     single = {"_class_name": "DPMSolverSinglestepScheduler"}
     ends = samplers.from_config(single, final_sigmas_type="sigma_min")
     assert not ends.lower_order_final  # diffusers' default of that class, which now acts
+
+
+def test_a_sampler_of_ones_own_is_described():
+    """One without a grid has no default number of steps."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(samplers.Sampler):
+        knob: int = 3
+
+        def table(self, schedule):
+            return DDIM().table(schedule)
+
+    assert describe(Own()) == "Own()" and describe(Own(knob=4)) == "Own(knob=4)"
 
 
 def test_by_name_suggests():

@@ -343,6 +343,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"`x_T` has shape \(2, 8, 8, 3\); it must be \(2, 8, 8, 1\)"):
             ddpm_jax.sample(tiny, KEY, 2, x_T=np.zeros((2, 8, 8, 3), np.float32))
 
+    def test_no_key(self, tiny, untyped):
+        with pytest.raises(TypeError, match="`key` is None, but the first images are drawn by it"):
+            ddpm_jax.sample(tiny, None, 2)
+
     def test_plain_dict(self, tiny, untyped):
         with pytest.raises(TypeError, match="a plain dict of weights becomes one"):
             ddpm_jax.sample(tiny.weights, KEY, 2)

@@ -48,6 +48,17 @@ class ScheduleConfig:
         """The smallest and the largest value of a pixel that the network sees."""
         return (0, 1) if self.kind == "ve" else (-1, 1)
 
+    @property
+    def sigma_range(self) -> tuple[Number, Number]:
+        """The smallest and the largest noise level of `kind` "ve".
+
+        Raises:
+            ValueError: another `kind`, whose noise has no such range.
+        """
+        if self.sigma_min is None or self.sigma_max is None:
+            raise ValueError(f'`kind` {self.kind!r} has no `sigma_min` and `sigma_max`: they are those of "ve" alone.')
+        return self.sigma_min, self.sigma_max
+
     def __post_init__(self):
         steps, known = self.num_train_timesteps, DIFFUSERS_BETA_SCHEDULES + ORIGINAL_BETA_SCHEDULES
         kinds = ("vp", "ve", "other")

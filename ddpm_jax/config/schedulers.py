@@ -47,7 +47,7 @@ class Scheduler(NamedTuple):
     knobs: Mapping[str, Any] = {}
     clips: bool | None = None
     neutral: Mapping[str, tuple] = {}
-    by_algorithm: Mapping[str, str] = {}
+    by_algorithm: Mapping[Any, str] = {}
     renamed: Mapping[str, str] = {}
     replaced: Mapping[str, Mapping[Any, Any]] = {}
 
@@ -270,8 +270,8 @@ def scheduler_to_dict(schedule: ScheduleConfig, sampler: SamplerConfig) -> dict[
     record = record_of(sampler.class_name)
     items: dict[str, Any] = {"_class_name": sampler.class_name, "num_train_timesteps": schedule.num_train_timesteps}
     if schedule.kind == "ve":
-        sigmas = {"sigma_min": schedule.sigma_min, "sigma_max": schedule.sigma_max}
-        items |= {name: sigma / record.data_unit for name, sigma in sigmas.items()}
+        low, high = schedule.sigma_range
+        items |= {"sigma_min": low / record.data_unit, "sigma_max": high / record.data_unit}
     elif schedule.kind == "vp":
         betas = schedule.trained_betas
         items |= {

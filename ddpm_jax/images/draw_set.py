@@ -91,7 +91,7 @@ class Recipe:
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
         unet = self.params.config.unet
-        return (*unet.image_size, unet.in_channels)
+        return (*unet.check_size(), unet.in_channels)
 
     def settings(self) -> dict[str, Any]:
         """Return what `ImageSet` records of the recipe, and compares when the set is continued."""

@@ -275,7 +275,9 @@ def read_png(path: Path) -> tuple[tuple[int, int, int], dict[str, str]] | None:
     try:
         with open(path, "rb") as file, Image.open(file, formats=["PNG"]) as image:
             shape = (image.height, image.width, len(image.getbands()))
-            record = {name: value for name, value in image.info.items() if isinstance(value, str)}
+            record = {
+                name: value for name, value in image.info.items() if isinstance(name, str) and isinstance(value, str)
+            }
             image.verify()
             file.seek(-len(_LAST_CHUNK), os.SEEK_END)
             whole = file.read() == _LAST_CHUNK

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image, ImageColor, UnidentifiedImageError
 
 Ground = tuple[int, int, int]
+Box = tuple[float, float, float, float]
 MODES = {1: "L", 3: "RGB"}
 # Pillow's formats that are no pictures, or that need another program or plug-in.
 NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
@@ -82,7 +83,7 @@ def decode(path, *, ground: Ground | None, channels: int | None = None, least: i
     return image if channels is None else image.convert(MODES[channels])
 
 
-def resized(image: Image.Image, resolution: int, box: tuple[float, ...] | None = None) -> Image.Image:
+def resized(image: Image.Image, resolution: int, box: Box | None = None) -> Image.Image:
     """Return a square crop of a picture, resized.
 
     Args:

@@ -8,7 +8,7 @@ the plain one.
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,8 @@ def _intercept(choice: Choice, next_function, args, kwargs, context):
         return next_function(*args, **kwargs)
     weight = functools.partial(module.get_variable, "params")
     if choice.products and isinstance(module, nn.GroupNorm):
-        return group_norm(args[0], weight("scale"), weight("bias"), module.num_groups, module.epsilon)
+        y = group_norm(args[0], weight("scale"), weight("bias"), module.num_groups, module.epsilon)
+        return cast(jax.Array, y)  # its decorator, a partial, hides the type
     if isinstance(module, nn.Conv):
         if module.path in choice.transformed:
             y = convolve(args[0], weight("kernel"))

@@ -67,7 +67,7 @@ def transform_kernel(kernel: Array) -> tuple[jax.Array, ...]:
     return tuple(map(jax.device_put, combine_kernel(np.asarray(kernel))))
 
 
-def combine_kernel(kernel: Array) -> list[Array]:
+def combine_kernel(kernel: Array) -> list[Any]:
     """Return G g as `transform_kernel` does, where the kernel lies: in the program that is traced, say."""
     return _combined(G, [kernel[row : row + 1] for row in range(3)])
 

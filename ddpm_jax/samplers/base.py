@@ -18,7 +18,7 @@ from ddpm_jax import reverse
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.random_keys import image_keys
 from ddpm_jax.samplers.table import Rows, Switches, Table
-from ddpm_jax.types import ImageKeys, Images, NetFn, RandomKey
+from ddpm_jax.types import Array, ImageKeys, Images, NetFn, RandomKey
 from ddpm_jax.validation import check
 
 
@@ -127,21 +127,21 @@ def run(
     x_T = jnp.asarray(x_T)
     if noise is not None and jnp.shape(noise) != (table.num_rows, *x_T.shape):
         raise ValueError(f"`noise` has shape {jnp.shape(noise)}; the table wants {(table.num_rows, *x_T.shape)}.")
+    rows = table.rows(x_T.dtype)
     check(
         not table.looks_back(),
-        f"`table` begins with row {table.index[0]} of a multistep method, which uses images of the rows before it. "
+        f"`table` begins with row {rows.index[0]} of a multistep method, which uses images of the rows before it. "
         "Begin at another row, or let the sampler make a table that begins there, by its `timesteps`.",
     )
     indices = jnp.arange(x_T.shape[0]) if indices is None else indices
     noise = None if noise is None else jnp.asarray(noise, x_T.dtype)
-    rows = table.rows(x_T.dtype)
     state = initial_state(table.switches, jnp.asarray(table.init_scale, x_T.dtype), x_T)
     keys = image_keys(key, indices)
     state, _ = scan_rows(net_fn, table.switches, rows, state, keys, noise=noise, hooks=hooks, hook_data=hook_data)
     return state[0]
 
 
-def initial_state(switches: Switches, init_scale: Any, x_T: jax.Array) -> jax.Array:
+def initial_state(switches: Switches, init_scale: Any, x_T: Array) -> jax.Array:
     """Return the stack of images a run begins with: the scaled noise, then zeros."""
     rest = jnp.zeros((switches.num_images - 1, *x_T.shape), x_T.dtype)
     return jnp.concatenate([(init_scale * x_T)[None], rest])
@@ -185,12 +185,13 @@ def scan_rows(
         The state after the last row, and the frames [num_frames, b, h, w, c].
     """
     blank = jnp.zeros((num_frames, *state.shape[1:]), state.dtype)
+    draws = noise is None and switches.draws
 
     def body(carry, inputs):
         state, frames = carry
         row, told, row_noise, slot = inputs
         x_t = state[0]
-        if row_noise is None and switches.draws:
+        if draws:
             row_noise = _noise_of_row(keys, row, x_t)
 
         def predicted(x_t):
@@ -222,16 +223,21 @@ def predict(
     learned = switches.variance != "fixed"  # a network that learnt its variance may do without it
 
     def output(x: jax.Array) -> jax.Array:
-        return net_fn(row.in_scale * x if switches.scales_input else x).astype(x.dtype)
+        return net_fn(jnp.multiply(row.in_scale, x) if switches.scales_input else x).astype(x.dtype)
 
     def clean(x: jax.Array, out: jax.Array) -> jax.Array:
         x_0_hat = row.x_0_coefs[0] * x + row.x_0_coefs[1] * out[..., :channels]
         return _transformed(switches.transform, x_0_hat, row.limits)
 
-    out = output(x_t) if learned or hooks.denoise is None else None
-    std = reverse.learned_std(switches.variance, *row.log_variance, out[..., channels:]) if learned else None
+    def std_of(out: jax.Array) -> jax.Array:
+        least, greatest = row.log_variance
+        return reverse.learned_std(switches.variance, least, greatest, out[..., channels:])
+
     if hooks.denoise is None:
+        out = output(x_t)
+        std = std_of(out) if learned else None
         return clean(x_t, out), row.eps_coefs[0] * x_t + row.eps_coefs[1] * out[..., :channels], std
+    std = std_of(output(x_t)) if learned else None
     x_0_hat = hooks.denoise(x_t, row, lambda x: clean(x, output(x)), data)
     x_0_hat = _same_shape("denoise", x_0_hat, x_t)
     signal, sigma = row.levels[0]
@@ -249,7 +255,7 @@ def mix(
     mixed = jnp.stack(
         [sum(row.mix[i, j] * image for j, image in enumerate(images)) for i in range(switches.num_images)]
     )
-    if switches.langevin:
+    if switches.langevin and noise is not None:  # without noise the step has length 0
         mixed = mixed.at[0].add(_langevin_step(state[0], x_0_hat, noise, row.langevin))
     return mixed
 
@@ -276,7 +282,7 @@ def _same_shape(hook: str, images: Any, like: jax.Array) -> jax.Array:
     return jnp.asarray(images, like.dtype)
 
 
-def _langevin_step(x_t: jax.Array, x_0_hat: jax.Array, noise: jax.Array, numbers: jax.Array) -> jax.Array:
+def _langevin_step(x_t: jax.Array, x_0_hat: jax.Array, noise: jax.Array, numbers: Array) -> jax.Array:
     """Return step score + sqrt(2 step) noise, step = 2 (snr |noise| / |score|)^2 with the norms of each image.
 
     (Song et al. 2021, algorithm 4, for a process whose signal is 1.)
@@ -288,7 +294,7 @@ def _langevin_step(x_t: jax.Array, x_0_hat: jax.Array, noise: jax.Array, numbers
     return step * score + jnp.sqrt(2 * step) * noise
 
 
-def _transformed(transform: str, x_0_hat: jax.Array, limits: jax.Array) -> jax.Array:
+def _transformed(transform: str, x_0_hat: jax.Array, limits: Array) -> jax.Array:
     if transform == "clip":
         return jnp.clip(x_0_hat, -limits[0], limits[0])
     if transform == "threshold":  # Saharia et al. 2022, section 2.3; per image

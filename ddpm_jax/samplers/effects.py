@@ -19,7 +19,7 @@ def idle_knobs(sampler: type, knobs: Mapping[str, Any]) -> dict[str, Rule]:
         '`s_churn` is above 0'
     """
     defaults = {name: field.default for name, field in sampler.__dataclass_fields__.items()}
-    values = types.SimpleNamespace(**(defaults | knobs))
+    values = types.SimpleNamespace(**{**defaults, **knobs})
     return {
         name: rule
         for parent in sampler.__mro__

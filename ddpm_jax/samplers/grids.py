@@ -80,7 +80,7 @@ class Process:
             ValueError: a schedule that is neither variance-preserving nor -exploding.
         """
         if schedule.kind == "ve":
-            low, high = math.log(schedule.sigma_min), math.log(schedule.sigma_max)
+            low, high = map(math.log, schedule.sigma_range)
             sigmas = np.exp(np.linspace(low, high, schedule.num_train_timesteps))
             return cls("ve", np.ones_like(sigmas), sigmas)
         if schedule.kind != "vp":

@@ -10,6 +10,7 @@ from ddpm_jax.samplers.ancestral import DDIM, DDPM
 from ddpm_jax.samplers.base import Sampler
 from ddpm_jax.samplers.effects import with_effects
 from ddpm_jax.samplers.exponential import DEIS, DPMSolver, DPMSolverPP, UniPC
+from ddpm_jax.samplers.grid_sampler import GridSampler
 from ddpm_jax.samplers.k_diffusion import KDPM2, LMS, Euler, EulerAncestral, Heun, KarrasVe, KDPM2Ancestral
 from ddpm_jax.samplers.pndm import PNDM
 from ddpm_jax.samplers.score_sde_ve import ScoreSdeVe
@@ -178,7 +179,7 @@ def in_words(sampler: type[Sampler], knobs: dict[str, Any]) -> str:
         'DDIM(timesteps=(900, 0), eta=0.5)'
     """
     unused = {"num_steps", "timestep_spacing", "steps_offset"} if knobs.get("timesteps") else set()
-    if knobs.get("num_steps") == sampler.default_steps:
+    if issubclass(sampler, GridSampler) and knobs.get("num_steps") == sampler.default_steps:
         unused |= {"num_steps"}
     shown = [
         f"{field.name}={knobs[field.name]!r}"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -238,10 +239,11 @@ class Table:
             "evaluates": False,
         }
         arrays = {"evaluates": np.ones(self.num_rows, bool)} | self._arrays()
+        index = arrays["index"]
         for name, array in arrays.items():
             rows = np.tile(idle.get(name, array[-1]), (extra, *[1] * (array.ndim - 1)))
             arrays[name] = np.concatenate([array, rows.astype(array.dtype)])
-        arrays["index"] = np.append(self.index, self.index[-1] + 1 + np.arange(extra)).astype(np.int32)
+        arrays["index"] = np.append(index, index[-1] + 1 + np.arange(extra)).astype(np.int32)
         return dataclasses.replace(self, **arrays)
 
     def _arrays(self) -> dict[str, np.ndarray]:

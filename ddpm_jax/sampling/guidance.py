@@ -3,11 +3,13 @@
 out = out_null + s (out_class - out_null)        (Ho & Salimans 2022, eq. 6, with s = 1 + w)
 """
 
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -90,7 +92,7 @@ def check_guidance(config: Config, scale: Any, null_class: Any) -> tuple[Any, np
             "has no such table. Leave `guidance_scale` out."
         )
     traced = isinstance(scale, jax.core.Tracer)
-    good = traced or (isinstance(scale, numbers.Real) and np.isfinite(scale))
+    good = traced or (isinstance(scale, numbers.Real) and math.isfinite(scale))
     check(good, f"`guidance_scale` must be a finite number, not {scale!r}.")
     null = config.null_class if null_class is None else as_integer("null_class", null_class)
     check(null is None or 0 <= null < count, f"`null_class` must be one of the classes 0 .. {count - 1}, not {null!r}.")

@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -94,14 +95,14 @@ def prepare(
     check_params(params)
     unet = params.config.unet
     batch_size = as_positive("batch_size", batch_size)
-    unet.check_size()
+    size = unet.check_size()
     first_index = as_integer("first_index", first_index)
     if not 0 <= first_index <= 2**31 - 1 - batch_size:
         raise ValueError(f"`first_index` must be from 0 to 2^31 - 1 - batch_size, not {first_index}.")
     expected_calls = as_positive("expected_calls", expected_calls)
     table = table_of(sampler, params.config)
     condition = condition_of(params.config, batch_size, class_labels, guidance_scale, null_class)
-    shape = (batch_size, *unet.image_size, unet.in_channels)
+    shape = (batch_size, *size, unet.in_channels)
     if begin is not None and jnp.shape(begin) != shape:
         raise ValueError(f"`x_T` has shape {jnp.shape(begin)}; it must be {shape}.")
     key = None if key is None else threefry_key(key)

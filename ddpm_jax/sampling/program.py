@@ -94,7 +94,9 @@ def start(static: Static, origin: Origin) -> tuple[jax.Array, ImageKeys | None]:
     keys = None if origin.key is None else image_keys(origin.key, origin.indices)
     begin = origin.begin
     if begin is None:
-        shape = (*static.unet.image_size, static.unet.in_channels)
+        if keys is None:
+            raise TypeError("`key` is None, but the first images are drawn by it: pass a key, as jax.random.key(0).")
+        shape = (*static.unet.check_size(), static.unet.in_channels)
         begin = draw_noise(keys, 0, shape, jnp.float32)
     return sharding.constrain(initial_state(static.switches, origin.init_scale, begin), static.mesh), keys
 
@@ -110,10 +112,10 @@ def advance(static: Static, inputs: Inputs, state: jax.Array, keys: ImageKeys | 
         t, projection = cond
         return hoist.run(unet, weights, x, t, labels, projection, products=static.products)
 
-    if inputs.condition.guidance_scale is not None:
-        net_fn = guided(net_fn, inputs.condition, unet.in_channels)
+    is_guided = inputs.condition.guidance_scale is not None
+    run_net = guided(net_fn, inputs.condition, unet.in_channels) if is_guided else net_fn
     state, frames = scan_rows(
-        lambda x, cond: net_fn(x, cond, labels),
+        lambda x, cond: run_net(x, cond, labels),
         static.switches,
         inputs.rows,
         state,

@@ -1,11 +1,18 @@
 """What a run may begin with, and what may differ when it is resumed."""
 
-import dataclasses
 from typing import Any
 
 from ddpm_jax import validation
 from ddpm_jax.random_keys import check_seed
-from ddpm_jax.training.settings import OF_THE_NETWORK, OF_THE_SCHEDULE, TrainConfig, acts, defaults, of_this_version
+from ddpm_jax.training.settings import (
+    OF_THE_NETWORK,
+    OF_THE_SCHEDULE,
+    TrainConfig,
+    acts,
+    defaults,
+    kinds,
+    of_this_version,
+)
 from ddpm_jax.validation import check, freeze
 
 # Settings that may change on resume because they do not affect the weights. `data` may move: a fingerprint checks the
@@ -28,22 +35,22 @@ def differences(record: dict[str, Any], config: TrainConfig) -> list[str]:
     Example:
         >>> from ddpm_jax.training import DataConfig, LoopConfig
         >>> config = TrainConfig(data=DataConfig(data="photos/"))
-        >>> differences(config.to_dict(), dataclasses.replace(config, loop=LoopConfig(batch_size=32, steps=7)))
+        >>> differences(config.to_dict(), TrainConfig(data=config.data, loop=LoopConfig(batch_size=32, steps=7)))
         ['batch_size 64 there, 32 here']
     """
     config, record = config.resolved(), of_this_version(record)
     lines, rate = [], config.optimizer.lr_schedule
-    for group in dataclasses.fields(config):
-        settings, there = getattr(config, group.name), record.get(group.name, {})
-        for name, default in defaults(group.type).items():
+    for group, kind in kinds().items():
+        settings, there = getattr(config, group), record.get(group, {})
+        for name, default in defaults(kind).items():
             now, before = getattr(settings, name), freeze(there.get(name))
             if before is None:  # not recorded, or not given
                 before = (OF_THE_NETWORK | OF_THE_SCHEDULE).get(name, default)
             fixed = name not in MAY_CHANGE or (name == "steps" and rate != "constant")
-            if fixed and acts(config, group.type, group.name, name):
+            if fixed and acts(config, kind, group, name):
                 why = f" (the learning rate is {rate})" if name == "steps" else ""
                 lines += [f"{line}{why}" for line in validation.differences({name: before}, {name: now})]
-        unknown = set(there) - defaults(group.type).keys()
+        unknown = set(there) - defaults(kind).keys()
         lines += [f"{name} {there[name]!r} there, unknown to this version" for name in sorted(unknown)]
     return lines
 

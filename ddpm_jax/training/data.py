@@ -7,12 +7,12 @@ resuming needs no iterator state. The only file that imports grain.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.images.picture import resized
+from ddpm_jax.images.picture import Box, resized
 from ddpm_jax.images.source import Source, UnreadableImage, open_source
 from ddpm_jax.training.settings import DataConfig
 from ddpm_jax.types import Array
@@ -87,7 +87,8 @@ class Batches:
     def _part(self, step: int, start: int, size: int) -> Batch:
         first = step * self.batch_size + start
         try:
-            elements = [self.elements[first + place] for place in range(size)]
+            # None would be an element that a filter left out, and there is no filter
+            elements = cast(list[tuple[np.ndarray, int]], [self.elements[first + place] for place in range(size)])
         except UnreadableImage as error:
             raise UnreadableImage(f"Step {step + 1}: {error}") from error.__cause__
         images = np.stack([pixels for pixels, _ in elements])
@@ -104,7 +105,7 @@ class Batches:
             pixels = pixels[:, ::-1]
         return pixels, -1 if self.source.labels is None else int(self.source.labels[index])
 
-    def _box(self, image: Image.Image, generator: np.random.Generator) -> tuple[float, ...] | None:
+    def _box(self, image: Image.Image, generator: np.random.Generator) -> Box | None:
         """Return (left, top, right, bottom) of a random crop, or None for the center crop."""
         if self.config.crop == "center":
             return None

@@ -130,7 +130,8 @@ def _train(config: TrainConfig, folder: Path, before: dict[str, Any] | None) -> 
             state = create(plan, weights, mesh)
         else:
             state = checkpoints.restore(abstract(plan, mesh))
-            check(state is not None, f"No checkpoint in {folder / CHECKPOINTS} can be read: begin a new run.")
+            if state is None:
+                raise ValueError(f"No checkpoint in {folder / CHECKPOINTS} can be read: begin a new run.")
             if jax.process_index() == 0:  # only now: a run that cannot be continued keeps its record
                 run_folder.write_record(folder, plan, source)
         del weights
@@ -162,7 +163,7 @@ class _Trainer:
         self.plan, self.folder, self.mesh = plan, folder, mesh
         self.checkpoints, self.snapshots = checkpoints, snapshots
         self.loop = loop = plan.settings.loop
-        size = plan.network.unet.image_size[0]
+        size = plan.network.unet.check_size()[0]
         self.batches = Batches(source, plan.settings.data, size, batch_size=loop.batch_size, seed=loop.seed)
         self.held_out = None if held_out is None else HeldOut(plan, held_out, mesh)
         self.proven: list[Checkpoints] = []

@@ -15,7 +15,7 @@ from ddpm_jax.images.source import Source
 from ddpm_jax.losses import check_objective
 from ddpm_jax.params import init
 from ddpm_jax.random_keys import key_from_seed
-from ddpm_jax.training.settings import ModelConfig, TrainConfig
+from ddpm_jax.training.settings import OF_THE_NETWORK, OF_THE_SCHEDULE, ModelConfig, TrainConfig
 from ddpm_jax.types import PyTree
 from ddpm_jax.validation import check, differences, is_int
 
@@ -75,13 +75,12 @@ def network(config: TrainConfig, resolution: int, channels: int, classes: tuple[
         "out_channels": channels * (1 + learned),
         "num_class_embeds": len(classes) + (null_class is not None) or None,
     }
-    unet = _paper_unet(model, of_the_data) if model.model_config is None else _read_unet(model, of_the_data)
+    if model.model_config is None:
+        unet = _paper_unet(of_the_data, **{name: getattr(model, name) for name in OF_THE_NETWORK})
+    else:
+        unet = _read_unet(model.model_config, of_the_data)
     unet = dataclasses.replace(unet, dropout=model.dropout, dtype=config.loop.dtype, remat=config.loop.remat)
-    schedule = ScheduleConfig(
-        beta_schedule=model.beta_schedule,
-        num_train_timesteps=model.num_train_timesteps,
-        prediction_type=model.prediction_type,
-    )
+    schedule = ScheduleConfig(**{name: getattr(model, name) for name in OF_THE_SCHEDULE})
     items = (("clip_sample", True), ("variance_type", objective.variance_type))
     return Config(unet, schedule, SamplerConfig("DDPMScheduler", items), classes, null_class)
 
@@ -99,22 +98,31 @@ def own_channels(model: ModelConfig) -> int | None:
     return None if model.model_config is None else read_json(model.model_config).get("in_channels")
 
 
-def _paper_unet(model: ModelConfig, of_the_data: dict) -> UNetConfig:
+def _paper_unet(
+    of_the_data: dict,
+    *,
+    channels: int,
+    channel_multipliers: tuple[int, ...],
+    layers_per_block: int,
+    attention_resolutions: tuple[int, ...],
+    attention_head_dim: int | None,
+    norm_num_groups: int,
+) -> UNetConfig:
     """Return the network of Ho et al. 2020 with the settings' widths and attention."""
-    resolution, levels = of_the_data["sample_size"], len(model.channel_multipliers)
+    resolution, levels = of_the_data["sample_size"], len(channel_multipliers)
     _check_resolution(resolution, levels)
     sides = [resolution // 2**level for level in range(levels)]
-    attends = [side in model.attention_resolutions for side in sides]
-    missed = sorted(set(model.attention_resolutions) - set(sides))
+    attends = [side in attention_resolutions for side in sides]
+    missed = sorted(set(attention_resolutions) - set(sides))
     check(not missed, f"`attention_resolutions` {missed}: the levels have {sides} pixels. Take some of these.")
     return UNetConfig(
         **of_the_data,
-        block_out_channels=tuple(model.channels * multiplier for multiplier in model.channel_multipliers),
+        block_out_channels=tuple(channels * multiplier for multiplier in channel_multipliers),
         down_block_types=tuple("AttnDownBlock2D" if attends_ else "DownBlock2D" for attends_ in attends),
         up_block_types=tuple("AttnUpBlock2D" if attends_ else "UpBlock2D" for attends_ in reversed(attends)),
-        layers_per_block=model.layers_per_block,
-        attention_head_dim=model.attention_head_dim,
-        norm_num_groups=model.norm_num_groups,
+        layers_per_block=layers_per_block,
+        attention_head_dim=attention_head_dim,
+        norm_num_groups=norm_num_groups,
         norm_eps=1e-6,
         downsample_padding=0,
         flip_sin_to_cos=False,
@@ -122,16 +130,16 @@ def _paper_unet(model: ModelConfig, of_the_data: dict) -> UNetConfig:
     )
 
 
-def _read_unet(model: ModelConfig, of_the_data: dict) -> UNetConfig:
+def _read_unet(path: Path, of_the_data: dict) -> UNetConfig:
     """Return the network of a `model_config`, at the data's resolution."""
-    items = {name: value for name, value in read_json(model.model_config).items() if not name.startswith("_")}
+    items = {name: value for name, value in read_json(path).items() if not name.startswith("_")}
     fixed = {name: value for name, value in of_the_data.items() if name in items and name != "sample_size"}
     other = differences({name: items[name] for name in fixed}, fixed, place="of the data")
     channels = of_the_data["in_channels"]
     advice = _advice_on_channels(items.get("in_channels", channels), channels)
-    check(not other, f"{model.model_config} does not fit: {'; '.join(other)}.{advice}")
+    check(not other, f"{path} does not fit: {'; '.join(other)}.{advice}")
     unet = UNetConfig.from_dict(items | of_the_data)
-    check(unet.class_embed_type is None, f"{model.model_config}: `class_embed_type` cannot be trained here.")
+    check(unet.class_embed_type is None, f"{path}: `class_embed_type` cannot be trained here.")
     _check_resolution(of_the_data["sample_size"], len(unet.block_out_channels))
     return unet
 

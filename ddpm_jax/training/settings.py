@@ -387,29 +387,20 @@ class TrainConfig:
             ValueError: a field that no version had, a value out of range.
         """
         given, groups = of_this_version(items), {}
-        for group in dataclasses.fields(cls):
-            known, found = {field.name for field in dataclasses.fields(group.type)}, given.get(group.name, {})
+        for group, kind in kinds().items():
+            known, found = {field.name for field in dataclasses.fields(kind)}, given.get(group, {})
             for name in found:
-                check(name in known, f"`{group.name}` has no field `{name}`.{nearest(name, known)}")
+                check(name in known, f"`{group}` has no field `{name}`.{nearest(name, known)}")
             values = {name: freeze(value) for name, value in found.items()}
             if values.get("model_config") is not None:
                 values["model_config"] = Path(values["model_config"])
-            groups[group.name] = values
-        views = {
-            group.name: types.SimpleNamespace(**defaults(group.type) | groups[group.name])
-            for group in dataclasses.fields(cls)
-        }
+            groups[group] = values
+        views = {group: types.SimpleNamespace(**defaults(kind) | groups[group]) for group, kind in kinds().items()}
         whole = types.SimpleNamespace(**views)
         return cls(
             **{
-                group.name: group.type(
-                    **{
-                        name: value
-                        for name, value in groups[group.name].items()
-                        if acts(whole, group.type, group.name, name)
-                    }
-                )
-                for group in dataclasses.fields(cls)
+                group: kind(**{name: value for name, value in groups[group].items() if acts(whole, kind, group, name)})
+                for group, kind in kinds().items()
             }
         )
 
@@ -417,6 +408,11 @@ class TrainConfig:
 def of_this_version(items: dict[str, Any]) -> dict[str, Any]:
     """Return a recorded config with the groups named as they are now: version 0.1 called `loop` `run`."""
     return {"loop" if name == "run" else name: group for name, group in items.items()}
+
+
+def kinds() -> dict[str, Any]:
+    """Return the dataclass of each group of settings, by the group's name."""
+    return {field.name: field.type for field in dataclasses.fields(TrainConfig)}
 
 
 def defaults(group: type) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def optimizer(plan: Plan) -> optax.GradientTransformation:
     """Return a plan's optimiser: clip the gradient's global norm, then Adam; fixed weights are not updated."""
     settings = plan.settings.optimizer
     rate = learning_rate(settings, plan.settings.loop.steps)
-    moments = dict(b1=settings.adam_b1, b2=settings.adam_b2, eps=settings.adam_eps)
+    moments: dict[str, Any] = dict(b1=settings.adam_b1, b2=settings.adam_b2, eps=settings.adam_eps)
     adam = optax.adam(rate, **moments)
     if settings.optimizer == "adamw":
         adam = optax.adamw(rate, **moments, weight_decay=settings.weight_decay)
@@ -282,7 +282,7 @@ def _metrics(
     )
 
 
-def _parts(array: Array, count: int, mesh: Mesh | None) -> Array:
+def _parts(array: jax.Array, count: int, mesh: Mesh | None) -> jax.Array:
     """Cut a batch into parts [count, b / count, ...], each split over the devices as the batch is."""
     parts = array.reshape(array.shape[0] // count, count, *array.shape[1:]).swapaxes(0, 1)
     return sharding.constrain(parts, mesh)

@@ -24,7 +24,7 @@ class HeldOut:
 
     def __init__(self, plan: Plan, source: Source, mesh: jax.sharding.Mesh):
         self.plan, self.mesh = plan, mesh
-        self.images, self.labels = centred(source, plan.network.unet.image_size[0], MOST_HELD_OUT)
+        self.images, self.labels = centred(source, plan.network.unet.check_size()[0], MOST_HELD_OUT)
         self.losses = compilation.jit(_losses, static_argnums=0)
 
     def loss(self, weights: PyTree) -> float:
@@ -71,5 +71,7 @@ def sample_grid(plan: Plan, weights: PyTree) -> np.ndarray:
     if jax.process_count() > 1:
         images = multihost_utils.process_allgather(images, tiled=True)
     names = dict(enumerate(config.class_names))
-    captions = [names.get(label, f"class {label}") for label in labels.tolist()] if names else None
+    captions = (
+        [names.get(label, f"class {label}") for label in labels.tolist()] if names and labels is not None else None
+    )
     return plotting.grid(images, captions=captions)

@@ -122,7 +122,7 @@ def read_folder(
         ValueError: a file that is no JSON, truncated or corrupt weights, a config of another kind of model.
     """
     if files.pipeline:
-        _check_pipeline(folder, files)
+        _check_pipeline(folder, files.pipeline, files.config)
     items = read_json(folder / files.config)
     family = items.get("_class_name", "UNet2DModel")
     if family not in ("UNet2DModel", "UNetModel", "UNetUnconditionalModel"):
@@ -151,9 +151,9 @@ def read_folder(
     return read_weights(folder, files), config
 
 
-def _check_pipeline(folder: Path, files: Files) -> None:
+def _check_pipeline(folder: Path, pipeline: str, config: str) -> None:
     """Refuse a pipeline whose UNet makes no pixels, or needs more than noise; allow parts that only look at images."""
-    items = read_json(folder / files.pipeline)
+    items = read_json(folder / pipeline)
     others = {
         name: str(value[-1])
         for name, value in items.items()
@@ -161,18 +161,18 @@ def _check_pipeline(folder: Path, files: Files) -> None:
     }
     others = {name: kind for name, kind in others.items() if not _HARMLESS.search(name)}
     latent = [name for name, kind in others.items() if _CHANGING.search(f"{name} {kind}")]
-    root = files.config.removesuffix("config.json").rstrip("/")
-    way_out = f"with `subfolder` {root!r}" if root else f"without these entries of {files.pipeline}"
+    root = config.removesuffix("config.json").rstrip("/")
+    way_out = f"with `subfolder` {root!r}" if root else f"without these entries of {pipeline}"
     if latent:
         raise ValueError(
-            f"{folder / files.pipeline} describes a {items.get('_class_name', 'pipeline')} with {', '.join(latent)} "
+            f"{folder / pipeline} describes a {items.get('_class_name', 'pipeline')} with {', '.join(latent)} "
             "beside its UNet: a latent or conditional model. ddpm_jax opens pixel-space pipelines: a UNet2DModel and a "
             f"scheduler. To open the UNet alone, whatever its output means, load it {way_out}."
         )
     if others:
         unknown = ", ".join(f"{name} ({kind})" for name, kind in others.items())
         warnings.warn(
-            f"{folder / files.pipeline} has {unknown} beside its UNet: ignored. The UNet's output is taken for pixels.",
+            f"{folder / pipeline} has {unknown} beside its UNet: ignored. The UNet's output is taken for pixels.",
             stacklevel=3,
         )
 
