@@ -81,7 +81,8 @@ def run(
             return projections[path][None]
         if products and isinstance(module, nn.GroupNorm):
             scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
-            return normalised(args[0], scale, bias, module.num_groups, module.epsilon)
+            groups = cast(int, module.num_groups)  # the norms of `layers` always say it
+            return normalised(args[0], scale, bias, groups, module.epsilon)
         return next_function(*args, **kwargs)
 
     with nn.intercept_methods(replace), nn.intercept_methods(winograd.intercept), shapes_only():

@@ -129,7 +129,7 @@ def prepare(
     job = _padded(job, mesh, -batch_size % mesh.shape[mesh.axis_names[0]])
     if traced:  # somebody else's program may be for another device, or differentiated
         return job
-    return _placed(_with_fast_layers(job, table.num_evals * expected_calls))
+    return _placed(_with_fast_layers(job, mesh, table.num_evals * expected_calls), mesh)
 
 
 def static_of(config: Config, table: Table, batch_size: int | None) -> Static:
@@ -199,9 +199,8 @@ def _padded(job: Job, mesh: Mesh, padding: int) -> Job:
     )
 
 
-def _placed(job: Job) -> Job:
+def _placed(job: Job, mesh: Mesh) -> Job:
     """Return the job with its arrays on the devices: weights and key whole on each, images split."""
-    mesh = job.static.mesh
     weights, key = sharding.place((job.weights, job.key), mesh, split=False)
     split = (job.indices, job.begin, job.condition.labels)
     indices, begin, labels = sharding.place(split, mesh, split=True)
@@ -209,7 +208,7 @@ def _placed(job: Job) -> Job:
     return dataclasses.replace(job, weights=weights, key=key, indices=indices, begin=begin, condition=condition)
 
 
-def _with_fast_layers(job: Job, evaluations: int) -> Job:
+def _with_fast_layers(job: Job, mesh: Mesh, evaluations: int) -> Job:
     """Return the job with the network that is fastest on this backend.
 
     In float32 on a CPU: with Winograd's kernels (where this process holds the weights) and sums by products, each where
@@ -223,7 +222,7 @@ def _with_fast_layers(job: Job, evaluations: int) -> Job:
     )
     weights, products = job.weights, False
     if jax.default_backend() == "cpu" and unet.dtype == "float32":
-        a_device = len(job.indices) // job.static.mesh.size
+        a_device = len(job.indices) // mesh.size
         products = norms_pay(layout(unet).convolutions, a_device * evaluations)
         if here:
             weights = winograd.transform_weights(unet, weights, a_device, evaluations)
