@@ -9,22 +9,27 @@ from conftest import small_params
 import ddpm_jax
 from ddpm_jax import samplers
 from ddpm_jax.config import ScheduleConfig
+from ddpm_jax.sampling import as_function
 from ddpm_jax.sampling.guidance import Condition, guided
 
 SHORT = ScheduleConfig(num_train_timesteps=12)
 KEY = jax.random.key(0)
 
 
-def loop(params, sampler, batch_size=2, labels=None, guidance=None):
-    """Every row of a sampler in numpy, the network by `apply`: (x_t, x_0_hat) of each row, and the result; in [0, 1].
+def in_unit_range(x):
+    return np.clip((x + 1) / 2, 0, 1)
 
-    `guidance` is (scale, null class).
+
+def loop(params, sampler, batch_size=2, labels=None, guidance=None, shown=in_unit_range, begin=None):
+    """Every row of a sampler in numpy, the network by `apply`: (x_t, x_0_hat) of each row, and the result, as shown.
+
+    `guidance` is (scale, null class); `begin` is what the run begins with instead of noise.
     """
     table = sampler.table(params.config.schedule)
     keys = [jax.random.fold_in(KEY, i) for i in range(batch_size)]
     draw = lambda number: np.stack([jax.random.normal(jax.random.fold_in(key, number), (8, 8, 1)) for key in keys])
-    state = [table.init_scale * draw(0)] + [np.zeros((batch_size, 8, 8, 1))] * (table.mix.shape[1] - 1)
-    shown = lambda x: np.clip((x + 1) / 2, 0, 1)
+    begin = draw(0) if begin is None else begin
+    state = [table.init_scale * begin] + [np.zeros((batch_size, 8, 8, 1))] * (table.mix.shape[1] - 1)
     frames = []
     for row in range(table.num_rows):
         x_t, t = state[0].astype(np.float32), float(table.t[row])
@@ -99,8 +104,40 @@ def test_a_class_conditional_run(guidance):
     assert np.abs(other[1] - images[1]).max() > 1e-2
     path = ddpm_jax.sample_path(params, KEY, 3, num_frames=2, sampler=sampler, class_labels=[0, 2, 1], **more)
     np.testing.assert_allclose(path.x_0_hat[-1], images, atol=1e-5)
+    if guidance is None:
+        plain = as_function(params.config, sampler)(params.weights, KEY, jnp.arange(3), jnp.array([0, 2, 1]))
+        np.testing.assert_allclose(plain, images, atol=1e-5)
     *_, (_, _, last) = ddpm_jax.sample_chunks(params, KEY, 3, chunk=2, sampler=sampler, class_labels=[0, 2, 1], **more)
     np.testing.assert_allclose(last, images, atol=1e-5)
+
+
+def test_images_of_a_variance_exploding_network():
+    """Its data lies in [0, 1], and so do what it draws, what is seen on the way and what is inverted."""
+    schedule = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=5.0, num_train_timesteps=20)
+    params = small_params(schedule=schedule, time_embedding_type="fourier")
+    sampler = samplers.Euler(num_steps=4, timestep_spacing="logsnr", clip=1.0)
+    frames, result = loop(params, sampler, shown=lambda x: np.clip(x, 0, 1))
+    np.testing.assert_allclose(ddpm_jax.sample(params, KEY, 2, sampler=sampler), result, atol=1e-4)  # as above
+    path = ddpm_jax.sample_path(params, KEY, 2, num_frames=4, sampler=sampler)
+    np.testing.assert_allclose(path.x_t, np.stack([x_t for x_t, _ in frames]), atol=1e-3)  # x_t is 5 times as large
+    assert 0.1 < np.mean((result > 0) & (result < 1))  # what is clipped hides errors
+
+
+@pytest.mark.parametrize("kind", ["vp", "ve"])
+def test_an_inversion_row_by_row(kind):
+    """From the images on the data's scale to the noise, without drawing any."""
+    if kind == "vp":
+        params = small_params(schedule=SHORT)
+    else:
+        schedule = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=5.0, num_train_timesteps=20)
+        params = small_params(schedule=schedule, time_embedding_type="fourier")
+    sampler = samplers.DDIMInverse(num_steps=3, timestep_spacing="trailing")
+    images = np.random.default_rng(3).uniform(0, 1, (2, 8, 8, 1)).astype(np.float32)
+    begin = 2 * images - 1 if kind == "vp" else images
+    _, expected = loop(params, sampler, shown=lambda x: x, begin=begin)
+    x_T = ddpm_jax.invert(params, images, sampler=sampler)
+    np.testing.assert_allclose(x_T, expected, atol=2e-4 * np.abs(expected).max())  # 9 forwards of 1e-6 each, through
+    assert np.abs(x_T - begin).max() > 0.1  # differences of neighbouring levels that are divided by sigma
 
 
 def test_guidance_leaves_a_learned_variance_alone():
