@@ -346,6 +346,9 @@ class TestRefusals:
     def test_no_key(self, tiny, untyped):
         with pytest.raises(TypeError, match="`key` is None, but the first images are drawn by it"):
             ddpm_jax.sample(tiny, None, 2)
+        x_T = np.zeros((2, *tiny.config.unet.image_size, tiny.config.unet.in_channels), np.float32)
+        with pytest.raises(TypeError, match="`key` is None, but the sampler's noise is drawn by it"):
+            ddpm_jax.sample(tiny, None, 2, sampler="ddpm", x_T=x_T)
 
     def test_plain_dict(self, tiny, untyped):
         with pytest.raises(TypeError, match="a plain dict of weights becomes one"):

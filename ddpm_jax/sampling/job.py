@@ -105,6 +105,9 @@ def prepare(
     shape = (batch_size, *size, unet.in_channels)
     if begin is not None and jnp.shape(begin) != shape:
         raise ValueError(f"`x_T` has shape {jnp.shape(begin)}; it must be {shape}.")
+    if key is None and (begin is None or table.draws):
+        what = "the first images are" if begin is None else "the sampler's noise is"
+        raise TypeError(f"`key` is None, but {what} drawn by it: pass a key, as jax.random.key(0).")
     key = None if key is None else threefry_key(key)
     begin = None if begin is None else jnp.asarray(begin, jnp.float32)
     indices = first_index + np.arange(batch_size, dtype=np.int32)
