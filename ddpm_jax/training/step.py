@@ -171,18 +171,26 @@ def compiled(plan: Plan, state: TrainState, mesh: Mesh) -> Callable[..., tuple[T
         state: of the run, for its shardings.
         mesh: the devices.
     """
+    loop = plan.settings.loop  # all its steps, not those that are left: a resumed run must do the same to the bit
+    gradients = cpu_gradients.choose(plan.network.unet, loop.batch_size // mesh.size, loop.steps)
     plan, everywhere = plan.of_the_step(), NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    loop = plan.settings.loop  # all its steps, and not those that are left: a resumed run is to do the same to the bit
-    gradients = cpu_gradients.choose(plan.network.unet, loop.batch_size // mesh.size, loop.steps)
+    step = compilation.jit(
+        _step_with(gradients), static_argnums=(0, 1), donate_argnums=2, out_shardings=(shardings, everywhere)
+    )
+    return lambda state, images, labels: step(plan, mesh, state, images, labels)
+
+
+@functools.cache
+def _step_with(gradients: cpu_gradients.Choice) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Return `train_step` with chosen gradients: one function for each choice, so that runs share their programs."""
 
     @functools.wraps(train_step)
-    def chosen(*arguments):
+    def step(*arguments):
         with cpu_gradients.using(gradients):
             return train_step(*arguments)
 
-    step = compilation.jit(chosen, static_argnums=(0, 1), donate_argnums=2, out_shardings=(shardings, everywhere))
-    return lambda state, images, labels: step(plan, mesh, state, images, labels)
+    return step
 
 
 def train_step(
