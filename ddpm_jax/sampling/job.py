@@ -122,7 +122,7 @@ def prepare(
         begin=begin,
         hook_data=hook_data,
     )
-    arguments = (params.weights, key, begin, condition.labels)
+    arguments = (params.weights, key, begin, condition.labels, hook_data)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
     if mesh is None and traced:
         return job
