@@ -19,15 +19,13 @@ from ddpm_jax.models.layout import layout
 from ddpm_jax.params import run_network
 
 SMALL = PLAIN | {"block_out_channels": (16, 32), "layers_per_block": 1, "sample_size": 8}
-FIRST = "attention, classes, dropout, remat"
 NETS = {
-    FIRST: SMALL
+    "attention, classes, dropout, remat": SMALL
     | {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     | {"num_class_embeds": 3, "dropout": 0.3, "remat": True},
     "scale shift": SMALL | {"resnet_time_scale_shift": "scale_shift", "act_fn": "gelu"},
     "ncsnpp": NCSNPP | {"sample_size": 8},
 }
-CASES = [pytest.param(name, marks=[] if name == FIRST else pytest.mark.slow) for name in NETS]
 
 
 def every(config):

@@ -45,6 +45,7 @@ def test_lines_are_means_over_their_steps(tmp_path):
     assert last["step"] == 5 and last["loss"] == 7.0
 
 
+@pytest.mark.slow
 def test_classes_from_training_to_samples(tmp_path):
     """Trained on dark and bright pictures with label dropout, the guided samples of a class look like the class."""
     generator = np.random.default_rng(0)
