@@ -72,9 +72,8 @@ def test_convolution_and_its_gradients():
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize(
-    "name", [list(NETS)[0], *(pytest.param(name, marks=pytest.mark.slow) for name in list(NETS)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
 def test_gradients_of_networks(name):
     """Every leaf of the gradient, with everything switched on, against the plain path."""
     config = UNetConfig(**NETS[name])
