@@ -3,21 +3,17 @@
     python benchmarks/compile_pays.py                       # five rounds of all jobs, the constants last
     python benchmarks/compile_pays.py --jobs demo-16-10 --rounds 2
 
-Each round compiles and runs every job in several forms, in processes that take turns: all convolutions plain, or all
-that can be transformed so, each at LLVM's usual level and ("1") at level 1; and plain convolutions at level 1 with the
-sums of group norms as products. From the differences within a round,
+Each round compiles and runs every job in four forms, in processes that take turns: all convolutions plain, or all that
+can be transformed so, each at LLVM's usual level and ("1") at level 1. From the differences within a round,
 
     TRANSFORM_SECONDS = (compile, transformed - plain) / transformed convolutions
     SAVED_A_FLOP      = (run, plain - transformed) / FLOP of these convolutions, as plain ones
-    NORM_SECONDS      = (compile, norms1 - plain1) / convolutions
-    NORM_SAVED        = (run, plain1 - norms1) / numbers that the convolutions are given
 
 The ratios of the forms say whether level 1 pays: `ddpm_jax.compilation` takes it for plain convolutions.
 """
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -27,7 +23,7 @@ from turns import describe_machine
 
 # net, images, evaluations: the demo, and the networks of benchmarks/versus_diffusers.py
 JOBS = ("demo-4-10", "demo-16-10", "cifar10-1-10", "cifar10-4-5", "cifar10-16-2", "cat256-1-1")
-FORMS = ("plain", "plain1", "norms1", "transformed", "transformed1")
+FORMS = ("plain", "plain1", "transformed", "transformed1")
 
 
 def main() -> None:
@@ -72,8 +68,6 @@ def constants(rounds: list[dict[str, dict[str, float]]]) -> dict[str, float]:
     return {
         "TRANSFORM_SECONDS": difference("compile", "transformed", "plain") / transformed["convolutions"],
         "SAVED_A_FLOP": difference("run", "plain", "transformed") / transformed["flops"],
-        "NORM_SECONDS": difference("compile", "norms1", "plain1") / transformed["all_convolutions"],
-        "NORM_SAVED": difference("run", "plain1", "norms1") / transformed["numbers"],
     }
 
 
@@ -101,7 +95,6 @@ def work(job: str, form: str) -> dict[str, float]:
 
     net, images, evaluations = job.split("-")[0], *map(int, job.split("-")[1:])
     cost.TRANSFORM_SECONDS = 0.0 if form.startswith("transformed") else float("inf")
-    cost.NORM_SECONDS = 0.0 if form.startswith("norms") else float("inf")
     given = compilation.options
     compilation.options = lambda *, quick=False: given(quick=form.endswith("1"))
     if net == "demo":
@@ -122,15 +115,16 @@ def work(job: str, form: str) -> dict[str, float]:
 
     draw()
     compiling = sum(heard)
-    convolutions = layout(params.config.unet).convolutions
-    chosen = [convolution for convolution in convolutions if winograd.transforms(convolution, images, evaluations)]
+    chosen = [
+        convolution
+        for convolution in layout(params.config.unet).convolutions
+        if winograd.transforms(convolution, images, evaluations)
+    ]
     return {
         "compile": compiling,
         "run": min(draw() for _ in range(3)),
         "convolutions": len(chosen),
         "flops": sum(map(cost.flops, chosen)) * images * evaluations,
-        "all_convolutions": len(convolutions),
-        "numbers": sum(math.prod(each.in_shape) for each in convolutions) * images * evaluations,
     }
 
 

@@ -1,7 +1,7 @@
-"""Costs of compiling and running convolutions on a CPU, to decide where Winograd's transforms pay.
+"""Costs of compiling and running a network on a CPU, to decide where what costs compiling pays.
 
-The constants were measured by `benchmarks/compile_pays.py` on 2 cores. Only their ratio matters, which is similar on
-other machines.
+The constants of sampling were measured by `benchmarks/compile_pays.py` on 2 cores. Only ratios matter, which are
+similar on other machines.
 """
 
 import math
@@ -12,17 +12,15 @@ from ddpm_jax.models.layout import Convolution
 # How much longer a transformed convolution takes to compile, and the seconds it saves for each FLOP of the plain one.
 TRANSFORM_SECONDS = 0.068  # 0.03 to 0.10, by network
 SAVED_A_FLOP = 2.0e-12  # 0.9e-12 to 3.7e-12
-# Sums of group norms as products, in sampling: how much longer each convolution takes to compile, and the seconds saved
-# for each number that the convolutions are given.
-NORM_SECONDS = 0.01
-NORM_SAVED = 2.0e-10
-# A transformed convolution in a training step, whose gradient by the input is transformed too (`models.cpu_gradients`).
-TRAINED_TRANSFORM_SECONDS = 0.4
-TRAINED_SAVED_A_FLOP = 1.4e-12
-# Sums over pixels as products, in a training step: how much longer each convolution takes to compile, and the seconds
-# saved for each number that the convolutions put out.
-PRODUCTS_SECONDS = 0.14
-PRODUCTS_SAVED = 1.0e-9
+# The constants of training are of alternating runs of a whole step, with 16 images of 32 x 32 pixels, on the networks
+# of the presets small-32 and cifar10 (`benchmarks/training.py --forms`).
+# A transformed convolution, whose gradient by the input is transformed too (`models.cpu_gradients`):
+TRAINED_TRANSFORM_SECONDS = 0.32  # 0.3 to 1.0
+TRAINED_SAVED_A_FLOP = 1.6e-12  # 1.6e-12 to 2.5e-12
+# Sums over pixels as products: how much longer each convolution takes to compile, and the seconds saved for each number
+# that the convolutions put out.
+PRODUCTS_SECONDS = 0.11  # 0.11 to 0.12
+PRODUCTS_SAVED = 5.0e-9  # 2.7e-9 to 1.8e-8
 
 
 def flops(convolution: Convolution) -> int:
@@ -51,18 +49,6 @@ def transform_pays(convolution: Convolution, images: int) -> bool:
         (False, True)
     """
     return flops(convolution) * images * SAVED_A_FLOP > TRANSFORM_SECONDS
-
-
-def norms_pay(convolutions: Sequence[Convolution], images: int) -> bool:
-    """Tell whether the sums of group norms as products save more seconds in sampling so many images than they cost.
-
-    Example:
-        >>> convolutions = [Convolution((), (3, 3), 1, None, (16, 16, 128), 128)]
-        >>> norms_pay(convolutions, 10), norms_pay(convolutions, 10_000)
-        (False, True)
-    """
-    numbers = sum(math.prod(each.in_shape) for each in convolutions)
-    return numbers * images * NORM_SAVED > len(convolutions) * NORM_SECONDS
 
 
 def trained_transform_pays(convolution: Convolution, images: int) -> bool:

@@ -13,7 +13,6 @@ from flax import linen as nn
 from ddpm_jax.config.unet import UNetConfig
 from ddpm_jax.models import winograd
 from ddpm_jax.models.layers import ACTIVATIONS, TimeProjection, TimestepEmbedding, shapes_only
-from ddpm_jax.models.pixel_sums import normalised
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.types import PyTree
 
@@ -63,28 +62,18 @@ def run(
     t: jax.Array,
     labels: jax.Array | None = None,
     projections: dict[str, jax.Array] | None = None,
-    *,
-    products: bool = False,
 ) -> jax.Array:
     """Run a network on cast weights, with or without transformed kernels.
 
-    Args:
-        projections: the rows of `project_times` for one time; None computes them.
-        products: sum over pixels by matrix products, in group norms, which is faster on a CPU.
+    `projections` holds the rows of `project_times` for one time; None computes them.
     """
 
-    def replace(next_function, args, kwargs, context):
-        module, path = context.module, "/".join(context.module.path)
-        if context.method_name != "__call__":
-            return next_function(*args, **kwargs)
-        if projections is not None and path in projections:
+    def use_projections(next_function, args, kwargs, context):
+        path = "/".join(context.module.path)
+        if projections is not None and path in projections and context.method_name == "__call__":
             return projections[path][None]
-        if products and isinstance(module, nn.GroupNorm):
-            scale, bias = (module.get_variable("params", name) for name in ("scale", "bias"))
-            groups = cast(int, module.num_groups)  # the norms of `layers` always say it
-            return normalised(args[0], scale, bias, groups, module.epsilon)
         return next_function(*args, **kwargs)
 
-    with nn.intercept_methods(replace), nn.intercept_methods(winograd.intercept), shapes_only():
+    with nn.intercept_methods(use_projections), nn.intercept_methods(winograd.intercept), shapes_only():
         out = UNet(config).apply({"params": weights}, x, jnp.asarray(t), labels)
     return cast(jax.Array, out)  # `apply` returns collections too, where some are mutable

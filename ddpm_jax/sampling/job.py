@@ -13,8 +13,6 @@ from jax.sharding import Mesh
 from ddpm_jax import compilation, samplers, sharding
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 from ddpm_jax.models import winograd
-from ddpm_jax.models.cost import norms_pay
-from ddpm_jax.models.layout import layout
 from ddpm_jax.params import Params, check_params
 from ddpm_jax.random_keys import threefry_key
 from ddpm_jax.samplers import Hooks, Sampler, Table
@@ -132,7 +130,7 @@ def prepare(
     job = _padded(job, mesh, -batch_size % mesh.shape[mesh.axis_names[0]])
     if traced:  # somebody else's program may be for another device, or differentiated
         return job
-    return _placed(_with_fast_layers(job, mesh, table.num_evals * expected_calls), mesh)
+    return _placed(_with_fast_convolutions(job, mesh, table.num_evals * expected_calls), mesh)
 
 
 def static_of(config: Config, table: Table, batch_size: int | None) -> Static:
@@ -211,23 +209,16 @@ def _placed(job: Job, mesh: Mesh) -> Job:
     return dataclasses.replace(job, weights=weights, key=key, indices=indices, begin=begin, condition=condition)
 
 
-def _with_fast_layers(job: Job, mesh: Mesh, evaluations: int) -> Job:
-    """Return the job with the network that is fastest on this backend.
-
-    In float32 on a CPU: with Winograd's kernels (where this process holds the weights) and sums by products, each where
-    the seconds that it saves outweigh those of compiling it.
-    """
+def _with_fast_convolutions(job: Job, mesh: Mesh, evaluations: int) -> Job:
+    """Return the job with Winograd's kernels where they gain: in float32 on CPU, and where this process holds them."""
     unet: UNetConfig = job.static.unet
     here = all(
         leaf.is_fully_addressable or leaf.is_fully_replicated
         for leaf in jax.tree.leaves(job.weights)
         if isinstance(leaf, jax.Array)
     )
-    weights, products = job.weights, False
-    if jax.default_backend() == "cpu" and unet.dtype == "float32":
-        a_device = len(job.indices) // mesh.size
-        products = norms_pay(layout(unet).convolutions, a_device * evaluations)
-        if here:
-            weights = winograd.transform_weights(unet, weights, a_device, evaluations)
+    weights = job.weights
+    if jax.default_backend() == "cpu" and unet.dtype == "float32" and here:
+        weights = winograd.transform_weights(unet, weights, len(job.indices) // mesh.size, evaluations)
     quick = unet.dtype == "float32" and not winograd.is_transformed(weights)
-    return dataclasses.replace(job, weights=weights, static=job.static._replace(products=products), quick=quick)
+    return dataclasses.replace(job, weights=weights, quick=quick)

@@ -28,7 +28,6 @@ class Static(NamedTuple):
         batch_size: images without the padding that splits them evenly over the mesh; None if it is symbolic.
         num_frames: frames to record on the way.
         hooks: functions that step into every row.
-        products: sum over pixels by matrix products, on a CPU.
     """
 
     unet: UNetConfig
@@ -38,7 +37,6 @@ class Static(NamedTuple):
     batch_size: int | None
     num_frames: int = 0
     hooks: Hooks = NO_HOOKS
-    products: bool = False
 
 
 class Origin(NamedTuple):
@@ -110,7 +108,7 @@ def advance(static: Static, inputs: Inputs, state: jax.Array, keys: ImageKeys | 
 
     def net_fn(x, cond, labels):
         t, projection = cond
-        return hoist.run(unet, weights, x, t, labels, projection, products=static.products)
+        return hoist.run(unet, weights, x, t, labels, projection)
 
     is_guided = inputs.condition.guidance_scale is not None
     run_net = guided(net_fn, inputs.condition, unet.in_channels) if is_guided else net_fn
