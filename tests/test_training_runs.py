@@ -114,7 +114,7 @@ def dying(self, step, metrics):
     add(self, step, metrics)
 logs.Log.add = dying
 """
-    assert TrainConfig.from_dict(json.loads((whole / "train.json").read_text())["config"]) == settings
+    assert TrainConfig.from_dict(json.loads((whole / "train.json").read_text())["config"]) == settings.resolved()
     out = tmp_path / "stopped"
     words = command(settings, out, "--resume")
     killed = subprocess_of(words, kill.replace("STEP", "7").replace("SIGNAL", "SIGKILL"))
