@@ -1,14 +1,12 @@
 """Folders in every layout, there and back bit for bit, and what is refused."""
 
 import dataclasses
-import inspect
 import json
 import shutil
 
 import jax
 import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 from conftest import NCSNPP, SHARED, make_params, random_state_dict
@@ -16,7 +14,7 @@ from conftest import NCSNPP, SHARED, make_params, random_state_dict
 import ddpm_jax
 from ddpm_jax.checkpoint import from_state_dict, load, save, to_state_dict
 from ddpm_jax.checkpoint.families.diffusers_files import find_files
-from ddpm_jax.checkpoint.folder import is_run, read_record, write_config
+from ddpm_jax.checkpoint.folder import is_run, read_record
 from ddpm_jax.checkpoint.source import BUNDLED, DEMO, bundled, locate
 from ddpm_jax.config import Config, SamplerConfig, ScheduleConfig, UNetConfig
 from ddpm_jax.schedule import betas
@@ -49,22 +47,6 @@ def write_flat(folder, params, scheduler=SCHEDULER, name=f"{STEM}.safetensors"):
     if scheduler:
         (folder / "scheduler_config.json").write_text(json.dumps(scheduler))
     safetensors.numpy.save_file(to_state_dict(params), folder / name, {"format": "pt"})
-    return folder
-
-
-# A value that is not the default for each option of `load`.
-LOAD_OPTIONS = {
-    **{"revision": "v9", "variant": "fp16", "subfolder": "inner", "token": "x", "cache_dir": "cache"},
-    **{"local_files_only": True, "ema": True, "dtype": "bfloat16"},
-}
-
-
-def write_every_kind(folder):
-    """A pipeline with other weights in its variant (seed 1), its subfolder `inner` (2) and its `unet_ema` (3)."""
-    save(make_params(0), folder, format="diffusers")
-    write_flat(folder / "unet", make_params(1), scheduler=None, name=f"{STEM}.fp16.safetensors")
-    save(make_params(2), folder / "inner", format="diffusers")
-    write_flat(folder / "unet_ema", make_params(3), scheduler=None)
     return folder
 
 
@@ -300,96 +282,6 @@ class TestThereAndBack:
         assert json.loads((tmp_path / "x/ddpm_jax.json").read_text())["source"]["model"] == "google/ddpm-test"
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sources")
-    save(make_params(0), root / "ours")
-    save(make_params(2), root / "ours/inner")
-    run = root / "run"
-    save(make_params(2), run / "inner")
-    write_config(make_params(0).config, run, None)
-    (run / "train.json").write_text("{}")
-    with ocp.CheckpointManager(run / "checkpoints") as manager:
-        trees = {"weights": make_params(1).weights, "ema": make_params(0).weights}
-        manager.save(7, args=ocp.args.StandardSave(trees))
-    return {
-        "diffusers": write_every_kind(root / "diffusers"),
-        "ours": root / "ours",
-        "run": run,
-        "bundled": "digits-16",
-        "nothing": None,
-    }
-
-
-class TestOptions:
-    """An option of `load` acts, or is refused by its name, for whatever it is given with; test_hub.py has the hub."""
-
-    def test_all_are_tried(self):
-        assert LOAD_OPTIONS.keys() == inspect.signature(load).parameters.keys() - {"source"}
-        for name, parameter in inspect.signature(load).parameters.items():
-            assert name == "source" or LOAD_OPTIONS[name] != parameter.default
-
-    @pytest.mark.parametrize("option", LOAD_OPTIONS)
-    @pytest.mark.parametrize("kind", ["diffusers", "ours", "run", "bundled", "nothing"])
-    def test_each_acts_or_is_refused(self, sources, kind, option):
-        given = {option: LOAD_OPTIONS[option]}
-        source = sources[kind]
-        if option in ("revision", "token", "cache_dir", "local_files_only"):
-            with pytest.raises(ValueError, match=f"`{option}` is for the hub, but .* is a folder on this machine"):
-                load(source, **given)
-        elif option == "dtype":
-            assert load(source).config.unet.dtype == "float32"
-            assert load(source, **given).config.unet.dtype == "bfloat16"
-        elif kind in ("bundled", "nothing"):
-            words = {"variant": "no unet/.*fp16", "subfolder": "has no folder inner", "ema": "no unet_ema/config.json"}
-            with pytest.raises(FileNotFoundError, match=words[option]):
-                load(source, **given)
-        elif option == "subfolder":
-            assert equal(load(source), make_params(0)) and equal(load(source, **given), make_params(2))
-        elif kind == "diffusers":
-            assert equal(load(source, **given), make_params({"variant": 1, "ema": 3}[option]))
-        elif kind == "run" and option == "ema":
-            assert equal(load(source, ema=True), make_params(0)) and equal(load(source, ema=False), make_params(1))
-        else:
-            with pytest.raises(ValueError, match=f"`{option}` is for diffusers folders; .* is (in|a training run)"):
-                load(source, **given)
-
-    def test_weights_that_are_not_averaged(self, sources):
-        assert equal(load(sources["diffusers"], ema=False), make_params(0))
-        with pytest.raises(ValueError, match="`ema` is for diffusers folders"):
-            load(sources["ours"], ema=False)
-
-    def test_a_source_has_no_place_in_a_folder_of_diffusers(self, tmp_path, google):
-        with pytest.raises(ValueError, match='`source` is for `format` "ddpm_jax": .* Leave it out'):
-            save(google, tmp_path / "x", format="diffusers", source={"model": "a/b"})
-        assert not (tmp_path / "x").exists()
-
-    def test_a_card_goes_with_both_formats(self, tmp_path, google):
-        for format in ("ddpm_jax", "diffusers"):
-            assert (save(google, tmp_path / format, format=format, card="# Cats") / "README.md").read_text() == "# Cats"
-
-    def test_the_options_of_commands(self, sources, tmp_path):
-        """convert, export and info hand theirs on to `load`, which refuses them; export takes none."""
-        from ddpm_jax.cli import checkpoints
-
-        for command, others in ((checkpoints.convert, {"out": tmp_path / "x"}), (checkpoints.info, {})):
-            takes = inspect.signature(command).parameters.keys() & LOAD_OPTIONS.keys()
-            assert {"revision", "variant", "subfolder"} <= takes
-            for option in takes:
-                error = ValueError if option == "revision" else FileNotFoundError
-                with pytest.raises(error):
-                    command("digits-16", **others, **{option: LOAD_OPTIONS[option]})
-        assert not inspect.signature(checkpoints.export).parameters.keys() & LOAD_OPTIONS.keys()
-        for option, seed in {"variant": 1, "subfolder": 2, "ema": 3}.items():
-            checkpoints.convert(
-                str(sources["diffusers"]), tmp_path / option, **{option: LOAD_OPTIONS[option]}, storage_dtype="bfloat16"
-            )
-            rounded = jax.tree.map(
-                lambda leaf: np.asarray(leaf).astype(ml_dtypes.bfloat16).astype(np.float32), make_params(seed)
-            )
-            assert equal(load(tmp_path / option), rounded)
-
-
 class TestBrokenCheckpoints:
     def test_all_wrong_tensors_are_listed_at_once(self, tmp_path, google):
         tensors = to_state_dict(google)
@@ -523,6 +415,15 @@ class TestBrokenCheckpoints:
 
 
 class TestSaving:
+    def test_a_source_has_no_place_in_a_folder_of_diffusers(self, tmp_path, google):
+        with pytest.raises(ValueError, match='`source` is for `format` "ddpm_jax": .* Leave it out'):
+            save(google, tmp_path / "x", format="diffusers", source={"model": "a/b"})
+        assert not (tmp_path / "x").exists()
+
+    def test_a_card_goes_with_both_formats(self, tmp_path, google):
+        for format in ("ddpm_jax", "diffusers"):
+            assert (save(google, tmp_path / format, format=format, card="# Cats") / "README.md").read_text() == "# Cats"
+
     def test_existing_folder(self, tmp_path, google):
         save(google, tmp_path / "x")
         with pytest.raises(FileExistsError, match="exists already"):

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import pytest
 from conftest import make_params
-from test_checkpoint import LOAD_OPTIONS, SCHEDULER, write_every_kind, write_flat
+from test_checkpoint import SCHEDULER, write_flat
+from test_checkpoint_options import LOAD_OPTIONS, write_every_kind
 
 import ddpm_jax
 from ddpm_jax.checkpoint.hub import looks_like_repo_id

@@ -7,7 +7,16 @@ import pytest
 
 from ddpm_jax import losses
 from ddpm_jax.losses import Objective
-from ddpm_jax.training import PRESETS, DataConfig, EmaConfig, LoopConfig, ModelConfig, OptimizerConfig, TrainConfig
+from ddpm_jax.training import (
+    PRESETS,
+    DataConfig,
+    EmaConfig,
+    LoopConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    train,
+)
 from ddpm_jax.training.checks import check_batch, check_new_run, differences
 from ddpm_jax.training.network import network
 
@@ -189,3 +198,21 @@ def test_settings_of_version_0_1_that_did_nothing_are_dropped():
     there["ema"]["ema_inv_gamma"], there["model"] = 9.0, {"init": "m", "channels": 7, "prediction_type": "sample"}
     there["objective"]["min_snr_gamma"] = 4.0
     assert TrainConfig.from_dict(there) == config(ema=EmaConfig(ema_power=0.0), model=ModelConfig(init="m"))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": DataConfig(data="nowhere")}, "`data` nowhere: there is no such folder or file"),
+        ({"data": DataConfig(data="digits", held_out="nowhere")}, "`held_out` nowhere: there is no such"),
+        ({"data": DataConfig(data="")}, "`data` is missing"),
+        ({"model": ModelConfig(init="nowhere")}, "nowhere"),
+        ({"model": ModelConfig(model_config=Path("nowhere.json"))}, "nowhere.json"),
+    ],
+)
+def test_inputs_that_do_not_exist(tmp_path, changes, message):
+    small = ModelConfig(channel_multipliers=(1,), attention_resolutions=())
+    bad = dataclasses.replace(config(model=small), **changes)
+    with pytest.raises((ValueError, OSError), match=message):
+        train(bad, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
