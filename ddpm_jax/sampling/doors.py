@@ -4,6 +4,7 @@ Each prepares a `job` and calls a `program`.
 """
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, SupportsIndex
 
@@ -293,17 +294,18 @@ def as_function(config: Config, sampler: Sampler | str | None = None) -> Callabl
 
 
 def _chunks(job: Job, chunk: int) -> Iterator[tuple[int, int, Images]]:
-    table, ends = job.table, job.table.ends_step
+    count, ends = job.table.num_rows, job.table.ends_step
     state, keys = job.call(program.start, job.origin)
     if job.static.unet.dtype != "float32":
         job = dataclasses.replace(job, weights=job.call(program.cast_weights, job.weights))
-    for start in range(0, table.num_rows, chunk):
-        part = table.part(start, start + chunk)
-        slots = np.ones(part.num_rows, np.int32)
+    inputs = job.inputs()
+    for start in range(0, count, chunk):
+        rows = jax.tree.map(operator.itemgetter(slice(start, start + chunk)), inputs.rows)
+        slots = np.ones(len(rows.index), np.int32)
         slots[-1] = 0
-        is_last = np.asarray(start + chunk >= table.num_rows)
-        inputs = job.inputs(part, slots)
-        state, images = job.call(program.advance_and_show, is_last, inputs, state, keys, num_frames=1)
+        is_last = np.asarray(start + chunk >= count)
+        part = inputs._replace(rows=rows, slots=slots)
+        state, images = job.call(program.advance_and_show, is_last, part, state, keys, num_frames=1)
         yield int(ends[: start + chunk].sum()), int(ends.sum()), images
 
 

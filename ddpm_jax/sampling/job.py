@@ -58,10 +58,9 @@ class Job:
         """What a program starts from."""
         return Origin(self.key, self.indices, self.begin, np.float32(self.table.init_scale))
 
-    def inputs(self, table: Table | None = None, slots: np.ndarray | None = None) -> Inputs:
-        """Return what a program needs to run the rows of the table, or of a part of it."""
-        rows = (self.table if table is None else table).rows()
-        return Inputs(self.weights, self.condition, rows, slots, self.hook_data)
+    def inputs(self, slots: np.ndarray | None = None) -> Inputs:
+        """Return what a program needs to run the rows of the table."""
+        return Inputs(self.weights, self.condition, self.table.rows(), slots, self.hook_data)
 
 
 def prepare(
