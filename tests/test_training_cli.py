@@ -20,9 +20,12 @@ def defaults_of(*words):
 
 
 def fails(capsys, *words):
-    with pytest.raises(SystemExit):
+    """Return the one line that the command prints."""
+    with pytest.raises(SystemExit) as ended:
         cli.main(["train", *map(str, words)])
-    return " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.startswith("ddpm-jax: ") and said.count("\n") == 1
+    return said
 
 
 def test_command_line_refuses(capsys, tmp_path):

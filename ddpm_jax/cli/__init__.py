@@ -39,7 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str], commands: dict[str, Callable[..., None]]) -> Callable[[], None]:
-    """Return the command with its arguments, ready to run. Errors in them are printed with flags for arguments."""
+    """Return the command with its arguments, ready to run. Errors in them are printed with flags for arguments.
+
+    Raises:
+        ValueError: the settings that the arguments make are refused.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -50,6 +54,14 @@ def _parse(argv: Sequence[str], commands: dict[str, Callable[..., None]]) -> Cal
                 args=argv,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
+    except SystemExit as ended:
+        # A settings class refused its values: its message alone, without tyro's names for the place.
+        error = ended.__context__
+        refused = error.__context__ if error and isinstance(getattr(error, "arg", None), str) else None
+        if not isinstance(refused, ValueError):
+            raise
+        said = io.StringIO()
+        raise refused from None
     finally:
         sys.stderr.write(in_flags(said.getvalue(), commands.get(argv[0]) if argv else None))
 
