@@ -4,17 +4,19 @@ JAX's own cache saves only the compilation: its key is the lowered program, and 
 rest of a warm start. Here the key is what a program is made from.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import pickle
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from ddpm_jax.files import versions, whole_file
 
@@ -64,7 +66,8 @@ class KeptPrograms:
             return None
 
     def _compile(self, key: str, function: Callable, static: Hashable, args: tuple, options: Mapping[str, Any]):
-        compiled = jax.jit(function, static_argnums=0, compiler_options=dict(options)).lower(static, *args).compile()
+        with _without_jax_cache():
+            compiled = jax.jit(function, static_argnums=0, compiler_options=dict(options)).lower(static, *args).compile()
         try:
             with whole_file(self.folder / f"{key}{SUFFIX}") as partial:
                 partial.write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
@@ -84,9 +87,23 @@ class KeptPrograms:
             total -= stat.st_size
 
 
+@contextlib.contextmanager
+def _without_jax_cache() -> Iterator[None]:
+    """Compile anew: XLA saves a program that was itself loaded from a cache without its functions, and it never runs."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # JAX asks its setting once
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
 def _shapes(args: tuple) -> tuple[Hashable, tuple]:
     leaves, structure = jax.tree.flatten(args)
-    return structure, tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
+    types = [jax.typeof(leaf) for leaf in leaves]  # of plain numbers too
+    return structure, tuple((kind.shape, kind.dtype, kind.weak_type) for kind in types)
 
 
 def _digest(definition: tuple) -> str:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from ddpm_jax.cli import compile_cache
 from ddpm_jax.kept_programs import SUFFIX, KeptPrograms
@@ -21,6 +22,12 @@ TRACED = []
 def scaled(factor, x):
     TRACED.append(factor)  # only tracing comes here
     return factor * jnp.sin(x)
+
+
+def mixed(factor, seed, x):
+    """Made of several fused functions."""
+    first, second = jax.random.split(jax.random.key(seed))
+    return factor * jax.random.normal(first, x.shape) @ x + jnp.sin(x) * jax.random.uniform(second, x.shape)
 
 
 def files(folder):
@@ -70,6 +77,37 @@ class TestPrograms:
             program = KeptPrograms(tmp_path, 2**30).program(scaled, 3.0, (X,), {})
             np.testing.assert_allclose(program(X), 3 * np.sin(X), rtol=1e-6)
             assert path.stat().st_size > len(damaged)
+
+    def test_a_program_that_jax_has_cached_is_kept_whole(self, tmp_path):
+        """XLA cannot save what it loaded: such a file fails when it runs. JAX's cache outlives an update of ours."""
+        settings = {
+            "jax_compilation_cache_dir": str(tmp_path / "jax"),
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+            "jax_persistent_cache_min_entry_size_bytes": 0,
+        }
+        before = {name: jax.config.values[name] for name in settings}
+        try:
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            args = (np.uint32(0), np.ones((64, 64), np.float32))
+            expected = jax.jit(mixed, static_argnums=0, compiler_options={}).lower(2.0, *args).compile()(*args)
+            assert list((tmp_path / "jax").iterdir())
+            for _ in range(2):  # made, then read
+                jax.clear_caches()
+                program = KeptPrograms(tmp_path / "ours", 2**30).program(mixed, 2.0, args, {})
+                np.testing.assert_array_equal(program(*args), expected)
+            assert len(files(tmp_path / "ours")) == 1
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+    def test_plain_numbers_are_arguments(self, tmp_path):
+        kept = KeptPrograms(tmp_path, 2**30)
+        for number in (0.5, 2, np.float32(3)):  # weakly typed, another type, an array's type
+            np.testing.assert_allclose(kept.program(scaled, 3.0, (number,), {})(number), 3 * np.sin(number), rtol=1e-6)
+        assert len(files(tmp_path)) == 3
 
     def test_the_oldest_are_removed(self, tmp_path):
         kept = KeptPrograms(tmp_path, 2**30)
