@@ -66,8 +66,9 @@ class KeptPrograms:
             return None
 
     def _compile(self, key: str, function: Callable, static: Hashable, args: tuple, options: Mapping[str, Any]):
+        lowered = jax.jit(function, static_argnums=0, compiler_options=dict(options)).lower(static, *args)
         with _without_jax_cache():
-            compiled = jax.jit(function, static_argnums=0, compiler_options=dict(options)).lower(static, *args).compile()
+            compiled = lowered.compile()
         try:
             with whole_file(self.folder / f"{key}{SUFFIX}") as partial:
                 partial.write_bytes(pickle.dumps(serialize_executable.serialize(compiled)))
@@ -89,7 +90,7 @@ class KeptPrograms:
 
 @contextlib.contextmanager
 def _without_jax_cache() -> Iterator[None]:
-    """Compile anew: XLA saves a program that was itself loaded from a cache without its functions, and it never runs."""
+    """Compile anew. A program that a cache has loaded is saved by XLA without its functions, and does not run."""
     before = jax.config.values["jax_enable_compilation_cache"]
     try:
         jax.config.update("jax_enable_compilation_cache", False)
