@@ -14,7 +14,8 @@ Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the kernel of KID, (x . y / d + 1)^3, of all rows [n, d] and [m, d] as [n, m]."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    linear = x @ y.T / x.shape[1] + 1
+    return linear * linear * linear  # `**` would call a general power for every pair
 
 
 def negative_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -59,9 +60,9 @@ def discrepancy(
     def within(data: np.ndarray, counts: np.ndarray) -> np.ndarray:
         total = np.zeros(counts.shape[1])
         for rows in _blocks(len(data)):
-            block = data[rows] - centre
+            block = _centred(data[rows], centre)
             for columns in _blocks(rows.stop):  # half of the tiles: the others mirror them
-                tile = kernel(block, data[columns] - centre)
+                tile = kernel(block, _centred(data[columns], centre))
                 if columns == rows:
                     np.fill_diagonal(tile, 0)
                 times = 1 if columns == rows else 2
@@ -70,9 +71,10 @@ def discrepancy(
 
     between = np.zeros(counts_x.shape[1])
     for rows in _blocks(len(x)):
-        block = x[rows] - centre
+        block = _centred(x[rows], centre)
         for columns in _blocks(len(y)):
-            between += (counts_x[rows] * (kernel(block, y[columns] - centre) @ counts_y[columns])).sum(axis=0)
+            tile = kernel(block, _centred(y[columns], centre))
+            between += (counts_x[rows] * (tile @ counts_y[columns])).sum(axis=0)
     between /= counts_x.sum(axis=0) * counts_y.sum(axis=0)
     return within(x, counts_x) + within(y, counts_y) - 2 * between
 
@@ -93,9 +95,9 @@ def squared_radii(x: np.ndarray, k: int) -> np.ndarray:
     """Return the squared distance of each row [n, d] to its k-th nearest other row, as [n]."""
     centre, radii = x.mean(axis=0, dtype=np.float64), []
     for rows in _blocks(len(x)):
-        block, nearest = x[rows] - centre, np.full((rows.stop - rows.start, k), np.inf)
+        block, nearest = _centred(x[rows], centre), np.full((rows.stop - rows.start, k), np.inf)
         for columns in _blocks(len(x)):
-            tile = squared_distances(block, x[columns] - centre)
+            tile = squared_distances(block, _centred(x[columns], centre))
             if rows == columns:
                 np.fill_diagonal(tile, np.inf)
             nearest = np.partition(np.concatenate([nearest, tile], axis=1), k - 1, axis=1)[:, :k]
@@ -108,12 +110,17 @@ def held(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> Held:
     middle = centres.mean(axis=0, dtype=np.float64)
     balls, within = np.zeros(len(points), np.int64), np.zeros(len(centres), np.int64)
     for rows in _blocks(len(points)):
-        block = points[rows] - middle
+        block = _centred(points[rows], middle)
         for columns in _blocks(len(centres)):
-            inside = squared_distances(block, centres[columns] - middle) <= radii[columns] * (1 + _TIE)
+            distances = squared_distances(block, _centred(centres[columns], middle))
+            inside = distances <= radii[columns] * (1 + _TIE)
             balls[rows] += inside.sum(axis=1)
             within[columns] += inside.sum(axis=0)
     return Held(balls, within)
+
+
+def _centred(features: np.ndarray, centre: np.ndarray | float) -> np.ndarray:
+    return features.astype(np.float64) - centre
 
 
 def _blocks(count: int) -> Iterator[slice]:
