@@ -1,5 +1,6 @@
 """Metrics of features: torch-fidelity's numbers, closed forms, definitions by brute force, memory, what is refused."""
 
+import importlib.util
 import math
 import tracemalloc
 import warnings
@@ -27,9 +28,8 @@ from ddpm_jax.evaluation.moments import Statistics
 pytestmark = pytest.mark.filterwarnings("ignore:.*full rank from:UserWarning")  # small sets; one test asks for it
 ORACLES = np.load(ROOT / "tests/oracles/metrics.npz")
 SETS = sorted({name.partition("/")[0] for name in ORACLES.files})
-DEFICIENT = [name for name in SETS if name != "full"]
-# torch-fidelity takes roots of eigenvalues that are zero but for rounding: d of them, each the root of eps times the norm
-# of the product of the covariances. Where few are zero, this lies below 1e-8 of the FID.
+# torch-fidelity takes roots of eigenvalues that are zero but for rounding, each the root of eps times the norm of the
+# product of the covariances. Where few are zero, they add less than 1e-8 of the FID.
 ROOTS_OF_ROUNDING = {"full": 1e-8, "one_deficient": 1e-8, "deficient": 1e-8, "very_deficient": 5e-8}
 
 
@@ -77,7 +77,8 @@ class TestTorchFidelity:
     )
     def test_live(self, num_real, num_fake, dim):
         """Mostly overlapping features as those of the inception network: not negative, of very different variances."""
-        pytest.importorskip("torch")
+        if not all(map(importlib.util.find_spec, ("torch", "torch_fidelity"))):
+            pytest.skip("needs torch and torch-fidelity")
         generator = np.random.default_rng(dim)
         mixing = generator.normal(size=(dim, dim)) * np.exp(-np.arange(dim) / dim * 4)
         real = np.maximum(generator.normal(size=(num_real, dim)) @ mixing + 0.5, 0)

@@ -231,10 +231,10 @@ def _statistics_of(
         f"{path}: `sigma` differs from its transpose by {apart:.3g}; a covariance is symmetric. It is damaged: make it "
         "again.",
     )
+    dim = statistics.dim if features is None else features.shape[1]
     check(
-        features is None or features.shape[1] == statistics.dim,
-        f"{path}: `mu` has {statistics.dim} features and `feats` {features.shape[1:] if features is not None else ''}; "
-        "both must be of one extractor. Make it again.",
+        dim == statistics.dim,
+        f"{path}: `mu` has {statistics.dim} features and `feats` {dim}; both must be of one extractor. Make it again.",
     )
     return statistics
 
