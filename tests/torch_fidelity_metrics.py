@@ -14,8 +14,8 @@ _PARTS = ("", ".datasets", ".models", ".transforms", ".transforms.functional")
 
 
 @contextlib.contextmanager
-def _without_torchvision() -> Iterator[None]:
-    """Stand in for torchvision, which torch-fidelity imports and its metrics do not use.
+def without_torchvision() -> Iterator[None]:
+    """Stand in for torchvision, which torch-fidelity and pytorch-fid import; arithmetic of features does not use it.
 
     torchvision fails to import beside a build of torch that is not its own, such as one for CPUs alone.
     """
@@ -35,7 +35,7 @@ def values(real: np.ndarray, fake: np.ndarray, logits: np.ndarray) -> dict[str, 
     """Return all metrics of float64 features [n, d], [m, d] and logits [m, classes]; its input 1 is `fake`."""
     import torch
 
-    with _without_torchvision():
+    with without_torchvision():
         fid, kid, isc, prc = (
             importlib.import_module(f"torch_fidelity.metric_{name}") for name in "fid kid isc prc".split()
         )
