@@ -10,7 +10,6 @@ from ddpm_jax.evaluation import metrics, pairs
 from ddpm_jax.evaluation.moments import Statistics, root_of
 from ddpm_jax.validation import as_positive, check
 
-Watch = Callable[[int], None]  # told the number of samples that are done
 Resampled = tuple[dict[str, float], dict[str, np.ndarray]]  # values of the images, values of each bootstrap sample [r]
 
 
@@ -30,7 +29,7 @@ class Estimate(NamedTuple):
 class _Draws:
     """How often each image counts in each bootstrap sample: as many images as there are, drawn with replacement."""
 
-    def __init__(self, seed: int, number: int, watch: Watch):
+    def __init__(self, seed: int, number: int, watch: pairs.Watch):
         self.generator, self.number, self.watch = np.random.default_rng(seed), number, watch
 
     def one(self, count: int, distinct: int = 1) -> np.ndarray:
@@ -55,7 +54,7 @@ def estimate(
     num_resamples: int = 200,
     level: float = 0.95,
     seed: int = 0,
-    watch: Watch = lambda done: None,
+    watch: pairs.Watch = pairs.unwatched,
     **options: Any,
 ) -> dict[str, Estimate]:
     """Compute a metric and a bootstrap interval.
@@ -80,7 +79,8 @@ def estimate(
         num_resamples: number of bootstrap samples. Of the FID every one takes a covariance and its root.
         level: how often the interval holds that average, in the long run.
         seed: of the drawing.
-        watch: called with the number of samples that are done; only the FID takes them one by one.
+        watch: called with the share of the work that is done, 0 to 1. Of 50,000 images, all but the inception score
+            takes minutes.
         **options: further arguments of the metric.
 
     Returns:
@@ -196,7 +196,7 @@ def _of_fid(draws: _Draws, real: np.ndarray | Statistics, fake: np.ndarray | Sta
     for number in range(draws.number):
         one, other = next(pair)
         found[number] = metrics.frechet(*one, *other)
-        draws.watch(number + 1)
+        draws.watch((number + 1) / draws.number)
     return {"fid": value}, {"fid": found}
 
 
@@ -215,24 +215,26 @@ def _of_discrepancy(
     draws: _Draws, name: str, kernel: pairs.Kernel, real: np.ndarray, fake: np.ndarray, centre: np.ndarray | float
 ) -> Resampled:
     counts = draws.with_once(len(real), 2), draws.with_once(len(fake), 2)  # one image alone has no pairs
-    value, *samples = pairs.discrepancy(kernel, real, fake, *counts, centre=centre)
+    value, *samples = pairs.discrepancy(kernel, real, fake, *counts, centre=centre, watch=draws.watch)
     return {name: float(value)}, {name: np.array(samples)}
 
 
 def _of_inception_score(draws: _Draws, logits: np.ndarray, **options: Any) -> Resampled:
     scores = []  # [1 + r] of each part
-    for part in metrics.splits(logits, **options):
+    parts = metrics.splits(logits, **options)
+    for number, part in enumerate(parts):
         scores.append(np.exp(metrics.information(*metrics.entropy_terms(part), draws.with_once(len(part)))))
+        draws.watch((number + 1) / len(parts))
     value, *samples = np.mean(scores, axis=0)
     return {"inception_score": float(value)}, {"inception_score": np.array(samples)}
 
 
 def _of_precision_recall(draws: _Draws, real: np.ndarray, fake: np.ndarray, **options: Any) -> Resampled:
-    return _of_shares(draws, metrics.manifolds(real, fake, **options))
+    return _of_shares(draws, metrics.manifolds(real, fake, watch=draws.watch, **options))
 
 
 def _of_density_coverage(draws: _Draws, real: np.ndarray, fake: np.ndarray, **options: Any) -> Resampled:
-    return _of_shares(draws, metrics.real_balls(real, fake, **options))
+    return _of_shares(draws, metrics.real_balls(real, fake, watch=draws.watch, **options))
 
 
 def _of_shares(draws: _Draws, shares: dict[str, np.ndarray]) -> Resampled:

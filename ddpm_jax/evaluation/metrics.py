@@ -248,12 +248,16 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, *, k: int = 3) -> Preci
     return PrecisionRecall(float(near["precision"].mean()), float(near["recall"].mean()))
 
 
-def manifolds(real: np.ndarray, fake: np.ndarray, *, k: int = 3) -> dict[str, np.ndarray]:
+def manifolds(
+    real: np.ndarray, fake: np.ndarray, *, k: int = 3, watch: pairs.Watch = pairs.unwatched
+) -> dict[str, np.ndarray]:
     """Return which fakes lie in the manifold of the real images ("precision" [m]), and the converse ("recall" [n])."""
     check_pair(real, fake, least=as_positive("k", k) + 1, statistics=False)
+    parts = [pairs.part_of(watch, number, 4) for number in range(4)]
+    of_real, of_fake = pairs.squared_radii(real, k, parts[0]), pairs.squared_radii(fake, k, parts[1])
     return {
-        "precision": pairs.held(fake, real, pairs.squared_radii(real, k)).balls > 0,
-        "recall": pairs.held(real, fake, pairs.squared_radii(fake, k)).balls > 0,
+        "precision": pairs.held(fake, real, of_real, parts[2]).balls > 0,
+        "recall": pairs.held(real, fake, of_fake, parts[3]).balls > 0,
     }
 
 
@@ -280,10 +284,13 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, *, k: int = 5) -> Densi
     return DensityCoverage(float(near["density"].mean()), float(near["coverage"].mean()))
 
 
-def real_balls(real: np.ndarray, fake: np.ndarray, *, k: int = 5) -> dict[str, np.ndarray]:
+def real_balls(
+    real: np.ndarray, fake: np.ndarray, *, k: int = 5, watch: pairs.Watch = pairs.unwatched
+) -> dict[str, np.ndarray]:
     """Return how many real balls hold each fake, over k ("density" [m]), and which hold one ("coverage" [n])."""
     check_pair(real, fake, least=as_positive("k", k) + 1, statistics=False)
-    held = pairs.held(fake, real, pairs.squared_radii(real, k))
+    radii = pairs.squared_radii(real, k, pairs.part_of(watch, 0, 2))
+    held = pairs.held(fake, real, radii, pairs.part_of(watch, 1, 2))
     return {"density": held.balls / k, "coverage": held.points > 0}
 
 

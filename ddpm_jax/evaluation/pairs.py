@@ -10,6 +10,16 @@ _EPS = np.finfo(np.float64).eps
 _TIE = 1e-10  # relative: distances nearer than this are equal, whatever two matrix products round
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Watch = Callable[[float], None]  # told the share of the work that is done, 0 to 1
+
+
+def unwatched(share: float) -> None:
+    """Tell nobody how far the work is."""
+
+
+def part_of(watch: Watch, number: int, parts: int) -> Watch:
+    """Return what watches part `number` of so many parts, which count as equally long."""
+    return lambda share: watch((number + share) / parts)
 
 
 def cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -39,6 +49,7 @@ def discrepancy(
     counts_y: np.ndarray,
     *,
     centre: np.ndarray | float = 0.0,
+    watch: Watch = unwatched,
 ) -> np.ndarray:
     """Return the unbiased squared maximum mean discrepancy of two sets (Gretton et al. 2012, equation 3).
 
@@ -52,31 +63,36 @@ def discrepancy(
         x, y: features [n, d] and [m, d].
         counts_x, counts_y: how often each image counts, [n, r] and [m, r].
         centre: what is subtracted from all rows [d]: for kernels of differences, so that less is rounded.
+        watch: called after each row of tiles.
 
     Returns:
         [r].
     """
-
-    def within(data: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        total = np.zeros(counts.shape[1])
-        for rows in _blocks(len(data)):
-            block = _centred(data[rows], centre)
-            for columns in _blocks(rows.stop):  # half of the tiles: the others mirror them
-                tile = kernel(block, _centred(data[columns], centre))
-                if columns == rows:
-                    np.fill_diagonal(tile, 0)
-                times = 1 if columns == rows else 2
-                total += times * (counts[rows] * (tile @ counts[columns])).sum(axis=0)
-        return total / (counts.sum(axis=0) ** 2 - (counts**2).sum(axis=0))
-
-    between = np.zeros(counts_x.shape[1])
+    within_x = _within(kernel, x, counts_x, centre, part_of(watch, 0, 3))
+    within_y = _within(kernel, y, counts_y, centre, part_of(watch, 1, 3))
+    between, watch = np.zeros(counts_x.shape[1]), part_of(watch, 2, 3)
     for rows in _blocks(len(x)):
         block = _centred(x[rows], centre)
         for columns in _blocks(len(y)):
             tile = kernel(block, _centred(y[columns], centre))
             between += (counts_x[rows] * (tile @ counts_y[columns])).sum(axis=0)
-    between /= counts_x.sum(axis=0) * counts_y.sum(axis=0)
-    return within(x, counts_x) + within(y, counts_y) - 2 * between
+        watch(rows.stop / len(x))
+    return within_x + within_y - 2 * between / (counts_x.sum(axis=0) * counts_y.sum(axis=0))
+
+
+def _within(kernel: Kernel, x: np.ndarray, counts: np.ndarray, centre: np.ndarray | float, watch: Watch) -> np.ndarray:
+    """Return the mean of k(x_i, x_j) over i != j [r]."""
+    total = np.zeros(counts.shape[1])
+    for rows in _blocks(len(x)):
+        block = _centred(x[rows], centre)
+        for columns in _blocks(rows.stop):  # half of the tiles: the others mirror them
+            tile = kernel(block, _centred(x[columns], centre))
+            if columns == rows:
+                np.fill_diagonal(tile, 0)
+            times = 1 if columns == rows else 2
+            total += times * (counts[rows] * (tile @ counts[columns])).sum(axis=0)
+        watch((rows.stop / len(x)) ** 2)
+    return total / (counts.sum(axis=0) ** 2 - (counts**2).sum(axis=0))
 
 
 class Held(NamedTuple):
@@ -91,7 +107,7 @@ class Held(NamedTuple):
     points: np.ndarray
 
 
-def squared_radii(x: np.ndarray, k: int) -> np.ndarray:
+def squared_radii(x: np.ndarray, k: int, watch: Watch = unwatched) -> np.ndarray:
     """Return the squared distance of each row [n, d] to its k-th nearest other row, as [n]."""
     centre, radii = x.mean(axis=0, dtype=np.float64), []
     for rows in _blocks(len(x)):
@@ -102,10 +118,11 @@ def squared_radii(x: np.ndarray, k: int) -> np.ndarray:
                 np.fill_diagonal(tile, np.inf)
             nearest = np.partition(np.concatenate([nearest, tile], axis=1), k - 1, axis=1)[:, :k]
         radii.append(nearest[:, k - 1])
+        watch(rows.stop / len(x))
     return np.concatenate(radii)
 
 
-def held(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> Held:
+def held(points: np.ndarray, centres: np.ndarray, radii: np.ndarray, watch: Watch = unwatched) -> Held:
     """Count the points [n, d] in the balls around centres [m, d] with squared radii [m]. The surface belongs to it."""
     middle = centres.mean(axis=0, dtype=np.float64)
     balls, within = np.zeros(len(points), np.int64), np.zeros(len(centres), np.int64)
@@ -116,6 +133,7 @@ def held(points: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> Held:
             inside = distances <= radii[columns] * (1 + _TIE)
             balls[rows] += inside.sum(axis=1)
             within[columns] += inside.sum(axis=0)
+        watch(rows.stop / len(points))
     return Held(balls, within)
 
 
