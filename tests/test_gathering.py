@@ -69,6 +69,16 @@ class TestImages:
         assert_colours(found)
         assert seen == [0, 8, 16, 24, 30]
 
+    def test_fill_the_devices(self, monkeypatch):
+        monkeypatch.setattr(gathering, "CHUNK", 256)
+        images, extractor = np.zeros((256, 1, 1, 3), np.uint8), counting()
+        gather(images, extractor)
+        assert extractor.calls == [64] * 4
+        extractor.images_per_run = 128
+        extractor.calls.clear()
+        gather(images, extractor)
+        assert extractor.calls == [128] * 2
+
     def test_of_an_array_and_of_files_of_it(self, folder, tmp_path):
         np.savez(tmp_path / "x.npz", images=IMAGES)
         for images in (IMAGES, open_images(str(tmp_path / "x.npz")), open_images(str(folder))):

@@ -103,9 +103,11 @@ class TestFid:
         generator = np.random.default_rng(0)
         rotation = np.linalg.qr(generator.normal(size=(6, 6)))[0]
         (s_1, s_2), (m_1, m_2) = generator.uniform(0, 3, (2, 6)), generator.normal(size=(2, 6))
+        s_1[0] = 1e-5  # a small variance is no rounding: it adds 2e-5 s_2
         one, other = (Statistics(m, rotation * s**2 @ rotation.T) for m, s in ((m_1, s_1), (m_2, s_2)))
         expected = ((m_1 - m_2) ** 2).sum() + ((s_1 - s_2) ** 2).sum()
-        np.testing.assert_allclose(fid(one, other), expected, rtol=1e-12)
+        # the root of a variance of 1e-10 that the matrix holds to 1e-15
+        np.testing.assert_allclose(fid(one, other), expected, rtol=1e-10)
 
     def test_gaussians_that_do_not_commute(self):
         """By SciPy's root of the product, of covariances of full rank."""
@@ -196,13 +198,13 @@ class TestInceptionScore:
 class TestNeighbours:
     @pytest.mark.parametrize("k", [1, 3, 7])
     def test_are_their_definitions(self, k):
-        real, fake = random_features()
+        real, fake = random_features(n=300, m=400)
         between = cdist(real, fake)
         of_real, of_fake = (np.sort(cdist(x, x), axis=1)[:, k] for x in (real, fake))  # the nearest is the image itself
         in_real, in_fake = between <= of_real[:, None], between <= of_fake
         found = precision_recall(real, fake, k=k)
         assert found == pytest.approx((in_real.any(axis=0).mean(), in_fake.any(axis=1).mean()), rel=1e-15)
-        expected = (in_real.sum() / (k * 40), in_real.any(axis=1).mean())
+        expected = (in_real.sum() / (k * 400), in_real.any(axis=1).mean())
         assert density_coverage(real, fake, k=k) == pytest.approx(expected, rel=1e-15)
 
     def test_equal_sets(self):
@@ -214,6 +216,17 @@ class TestNeighbours:
     def test_sets_far_apart(self):
         real, fake = random_features()
         assert precision_recall(real, fake + 100) == density_coverage(real, fake + 100) == (0, 0)
+
+    def test_squares_of_distances(self):
+        """Equal rows have the distance 0, whatever a product of matrices leaves, and near ones theirs."""
+        rows = np.random.default_rng(0).normal(size=(40, 300)) * 10
+        near = rows + 1e-4
+        found = metrics.pairs.squared_distances(rows, np.concatenate([rows, near]))
+        assert (np.diag(found) == 0).all()
+        # squares of norms, 3e4, are rounded by some 1e-12
+        expected = cdist(rows, np.concatenate([rows, near]), "sqeuclidean")
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-10)
+        np.testing.assert_allclose(np.diag(found[:, 40:]), 300e-8, rtol=1e-4)
 
     def test_copies_lie_in_balls_without_a_size(self):
         real = np.repeat(np.random.default_rng(0).normal(size=(3, 20)) * 10, 4, axis=0)
@@ -268,6 +281,7 @@ def test_tiles_change_nothing(metric, monkeypatch):
 
 @pytest.mark.parametrize("metric", [kid, precision_recall, energy_distance])
 def test_memory_does_not_grow_with_the_pairs(metric, monkeypatch):
+    assert 20 * 8 * metrics.pairs.TILE**2 < 2e8  # the bound below, of tiles of the usual side
     monkeypatch.setattr(metrics.pairs, "TILE", 128)
     real, fake = random_features(n=1500, m=1200, d=2)
     tracemalloc.start()

@@ -23,6 +23,7 @@ from ddpm_jax.validation import as_positive, check, differences
 
 CHUNK = BLOCK  # images between two notes of how far a job is
 _RECORD = "gathered.json"
+_BATCH = 64  # images
 _WORKERS = 8  # threads that decode
 
 Watch = Callable[[int], None]  # told the number of images that are done
@@ -60,7 +61,7 @@ def gather(
     images: Source | np.ndarray,
     extractor: Extractor,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     resolution: int | None = None,
     keep: bool = True,
     folder: str | Path | None = None,
@@ -73,7 +74,8 @@ def gather(
     Args:
         images: of `open_images`, or np.uint8 [n, h, w, 1 or 3].
         extractor: makes the features.
-        batch_size: images of one call of the extractor.
+        batch_size: images of one call of the extractor; None is 64, or as many as fill its devices at once
+            (`images_per_run`, where an extractor has it).
         resolution: side to which the largest square in the middle of each image is brought, as in training.
         keep: return features and logits, not the statistics alone. Of 50,000 images, 2048 features take 400 MB, which
             with a `folder` lie on its disk.
@@ -101,6 +103,8 @@ def gather(
         f"`images` have {source.channels} channels; features are taken of 1 or 3. Bring them to one of these by "
         "`channels`, or take some of an array's.",
     )
+    if batch_size is None:
+        batch_size = max(_BATCH, getattr(extractor, "images_per_run", 1))
     batch_size = as_positive("batch_size", batch_size)
     resolution = None if resolution is None else as_positive("resolution", resolution)
     note = _note(source, resolution)
