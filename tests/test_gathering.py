@@ -230,12 +230,12 @@ class TestCommand:
 
     def test_writes_statistics(self, folder, tmp_path, capsys):
         out = tmp_path / "x.npz"
-        self.run(folder, out, "--features", "pixels", "--resolution", 3)
+        self.run(folder, out, "--features", "pixels", "--resolution", 3, "--background", "black")
         said = capsys.readouterr()
         assert "30 images, RGB, 6 x 4 pixels" in said.out
         assert "x.npz: mean and covariance of 30 images, 27 features by pixels." in said.out
         read = read_statistics(out)
-        expected = gather(open_images(str(folder)), pixels, resolution=3)
+        expected = gather(open_images(str(folder), background="black"), pixels, resolution=3)
         np.testing.assert_array_equal(read.statistics.covariance, expected.statistics.covariance)
         assert read.features is None and read.note == json.loads(json.dumps(expected.note))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "x.npz"]
@@ -255,7 +255,7 @@ class TestCommand:
         monkeypatch.setattr("ddpm_jax.evaluation.features.extractor", lambda name, weights: stopping)
         with pytest.raises(SystemExit):
             self.run(folder, out, "--batch-size", 4)
-        assert not out.exists()
+        assert not out.exists() and {*stopping.calls} == {4}
         going_on = counting()
         monkeypatch.setattr("ddpm_jax.evaluation.features.extractor", lambda name, weights: going_on)
         self.run(folder, out)

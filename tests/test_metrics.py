@@ -196,7 +196,7 @@ class TestInceptionScore:
 
 
 class TestNeighbours:
-    @pytest.mark.parametrize("k", [1, 3, 7])
+    @pytest.mark.parametrize("k", [1, 3, 7, 60])
     def test_are_their_definitions(self, k):
         real, fake = random_features(n=300, m=400)
         between = cdist(real, fake)

@@ -15,7 +15,7 @@ def stats(
     resolution: int | None = None,
     image_channels: int | None = None,
     background: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     keep_features: bool = False,
     skip_broken: bool = False,
     force: bool = False,
@@ -34,7 +34,7 @@ def stats(
             the model; images stay as they are if left out.
         image_channels: 1 turns all images grey, 3 turns them to colour.
         background: colour below transparent pixels: white, black, #rrggbb, or none.
-        batch_size: images of one call of the extractor.
+        batch_size: images of one call of the extractor; as many as fill the devices if left out.
         keep_features: also keep the features of every image, which KID, precision and recall need.
         skip_broken: leave broken image files out instead of refusing the folder.
         force: replace an existing file.
