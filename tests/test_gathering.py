@@ -188,6 +188,15 @@ class TestResumed:
         ):
             gather(open_images(str(folder)), extractor, resolution=resolution, folder=kept)
 
+    def test_sizes_that_change_after_the_interruption(self, tmp_path):
+        """The same words as without one, also where the first images are done."""
+        (tmp_path / "images").mkdir()
+        for number in range(9):
+            Image.new("L", (4, 4 + number // 8)).save(tmp_path / f"images/{number}.png")
+        for _ in range(2):
+            with pytest.raises(ValueError, match="`images` 8 to 8 of .* have 20 features by 'pixels' and those before"):
+                gather(open_images(str(tmp_path / "images")), pixels, folder=tmp_path / "kept")
+
     def test_one_job_at_a_time(self, tmp_path):
         def function(images):
             with pytest.raises(BlockingIOError, match="set of features .* is in use by another job"):
