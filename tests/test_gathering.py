@@ -1,6 +1,7 @@
 """Features of folders and arrays: in order, whatever the batch, resumed, in bounded memory; and `ddpm-jax stats`."""
 
 import json
+import re
 import tracemalloc
 
 import numpy as np
@@ -259,6 +260,16 @@ class TestCommand:
         self.run(folder, out, "--features", "pixels", "--force", "--keep-features", "--image-channels", 1)
         assert read_statistics(out).features.shape == (30, 24)
 
+    def test_messages_name_flags(self, folder, tmp_path, capsys):
+        np.save(tmp_path / "four.npy", np.zeros((2, 4, 4, 4), np.uint8))
+        for data, out, words in [
+            (tmp_path / "four.npy", "x.npz", "IMAGES have 4 channels; .* by --image-channels"),
+            (folder, "x.csv", "OUT .*x.csv does not end in .npz"),
+        ]:
+            with pytest.raises(SystemExit):
+                self.run(data, tmp_path / out, "--features", "pixels")
+            assert re.search(words, capsys.readouterr().err)
+
     def test_an_interrupted_one_goes_on(self, folder, tmp_path, monkeypatch):
         stopping, out = counting(stop=20), tmp_path / "x.npz"
         monkeypatch.setattr("ddpm_jax.evaluation.features.extractor", lambda name, weights: stopping)
@@ -274,6 +285,7 @@ class TestCommand:
         (folder / "00.png").write_bytes(b"broken")
         with pytest.raises(SystemExit):
             self.run(folder, tmp_path / "x.npz", "--features", "pixels")
-        assert "1 of 30 images cannot be read: " in (said := capsys.readouterr().err) and "--skip-broken" in said
+        said = capsys.readouterr().err
+        assert f"ddpm-jax: IMAGES {folder}: 1 of 30 images cannot be read: " in said and "with --skip-broken." in said
         self.run(folder, tmp_path / "x.npz", "--features", "pixels", "--skip-broken")
         assert read_statistics(tmp_path / "x.npz").statistics.count == 29
