@@ -17,10 +17,11 @@ from ddpm_jax.pixels import to_pil, to_uint8
 from ddpm_jax.sampling import Trajectory, invert, sample, sample_chunks, sample_path
 
 if TYPE_CHECKING:
+    from ddpm_jax import evaluation as evaluation
     from ddpm_jax import training as training
 
 __version__ = "0.2.0"  # the only place: pyproject.toml reads it here
-_ON_FIRST_USE = ("training",)  # sub-packages that import more than sampling needs (optax, grain, orbax)
+_ON_FIRST_USE = ("evaluation", "training")  # sub-packages that import more than sampling needs (optax, grain, orbax)
 
 __all__ = [
     "Config",

@@ -116,7 +116,7 @@ class TestTables:
         pages = "".join(path.read_text() for path in DOCS)
         shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
         modules = {name for name in ddpm_jax.__all__ if isinstance(getattr(ddpm_jax, name), types.ModuleType)}
-        assert shown == {"ddpm_jax", *(f"ddpm_jax.{name}" for name in {*modules, "training"})}
+        assert shown == {"ddpm_jax", *(f"ddpm_jax.{name}" for name in {*modules, "training", "evaluation"})}
         chosen = re.findall(r"^::: ([\w.]+)\n    options:\n      members: \[(.*)\]$", pages, re.MULTILINE)
         assert chosen
         for module, names in chosen:
@@ -202,7 +202,10 @@ class TestCommandLine:
             ("`ddpm-jax\ntrain --preset NAME --fast`", ["train --fast"]),
             ("`ddpm-jax ema RUN OUT --power-ema 0.1`", ["ema --power-ema"]),  # which the help of `ema` mentions
             ("`ddpm-jax evaluate`", ["ddpm-jax evaluate"]),
-            ("`ddpm-jax COMMAND --seed 1`", [f"{name} --seed" for name in "ema compile convert export info".split()]),
+            (
+                "`ddpm-jax COMMAND --seed 1`",
+                [f"{name} --seed" for name in "ema compile convert export info stats".split()],
+            ),
         ],
     )
     def test_wrong_options_are_found(self, text, wrong):

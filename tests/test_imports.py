@@ -22,7 +22,7 @@ RANKS = [
     {"params", "samplers"},
     {"sampling", "losses", "checkpoint"},
     {"images"},
-    {"artefact", "training"},
+    {"artefact", "evaluation", "training"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
@@ -35,10 +35,18 @@ DOORS = {
     "safetensors": {"checkpoint/families/diffusers.py"},
     "huggingface_hub": {"checkpoint/hub.py"},
     "jaxtyping": {"types.py"},
-    "tyro": {"cli/__init__.py", "cli/arguments.py", "cli/sampling.py", "cli/checkpoints.py", "cli/compile.py"},
+    "tyro": {
+        "cli/__init__.py",
+        "cli/arguments.py",
+        "cli/sampling.py",
+        "cli/checkpoints.py",
+        "cli/compile.py",
+        "cli/statistics.py",
+    },
     "tqdm": {"progress.py"},
     "scipy": {"samplers/grids.py"},
     "matplotlib": {"plotting.py"},
+    "torch_fidelity": set(),
     "torch": set(),
     "diffusers": set(),
 }
@@ -79,6 +87,17 @@ def test_layers(path):
         for package, doors in DOORS.items():
             if module.split(".")[0] == package:
                 assert name in doors, f"{name} imports {package}; only {doors or 'nobody'} may"
+
+
+@pytest.mark.parametrize("name", ["moments", "pairs", "metrics", "intervals"])
+def test_metrics_are_numpy_alone(name):
+    """Of arrays: no network, no files, no JAX."""
+    own = {f"ddpm_jax.evaluation.{other}" for other in ("moments", "pairs", "metrics", "intervals")}
+    for module, _ in imports(PACKAGE / f"evaluation/{name}.py"):
+        if module.startswith("ddpm_jax."):
+            assert module == "ddpm_jax.evaluation" or module.startswith((*own, "ddpm_jax.validation")), module
+        else:
+            assert module.split(".")[0] in {"numpy", *sys.stdlib_module_names}, module
 
 
 def names_of(path):

@@ -13,16 +13,21 @@ from conftest import ROOT
 import ddpm_jax
 
 
-def test_training_is_imported_on_first_use():
-    """`import ddpm_jax` lists it and does not load it; `ddpm_jax.training` does."""
+def test_training_and_evaluation_are_imported_on_first_use():
+    """`import ddpm_jax` lists them and does not load them; `ddpm_jax.training` does. Evaluation trains nothing."""
     program = """
 import sys, ddpm_jax
-heavy = ("ddpm_jax.training", "optax", "grain", "orbax.checkpoint")
-print("training" in dir(ddpm_jax), [name for name in heavy if name in sys.modules])
+heavy = ("ddpm_jax.training", "optax", "grain", "orbax.checkpoint", "ddpm_jax.evaluation")
+print({"training", "evaluation"} <= {*dir(ddpm_jax)}, [name for name in heavy if name in sys.modules])
+print(ddpm_jax.evaluation.fid.__name__, [name for name in heavy if name in sys.modules])
 print(ddpm_jax.training.train.__name__, [name for name in heavy[:2] if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.stdout.splitlines() == ["True []", "train ['ddpm_jax.training', 'optax']"], result.stderr
+    assert result.stdout.splitlines() == [
+        "True []",
+        "fid ['ddpm_jax.evaluation']",
+        "train ['ddpm_jax.training', 'optax']",
+    ], result.stderr
 
 
 def test_other_names_are_no_attributes():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.images.arrays import checked_labels, open_arrays
+from ddpm_jax.images.arrays import checked_images, checked_labels, open_arrays
 from ddpm_jax.images.picture import MODES, Ground, decode, ground_of, reason, resized
 from ddpm_jax.images.walk import Found, by_value, shown, walk, walk_of_before
 from ddpm_jax.pixels import picture
@@ -172,6 +172,43 @@ def open_source(
     return source if like is None else _made_alike(source, like, name)
 
 
+def array_source(
+    images: np.ndarray, name: str, labels: np.ndarray | None = None, classes: tuple[str, ...] = ()
+) -> Source:
+    """Return an array in memory as a source.
+
+    Args:
+        images: np.uint8 [n, h, w, c], or [n, h, w] of grey.
+        name: what it is called in messages.
+        labels: class of each image [n], or None.
+        classes: names of the classes.
+
+    Raises:
+        ValueError: another dtype or shape; the message says how to convert it.
+
+    Example:
+        >>> array_source(np.zeros((5, 8, 8, 3), np.uint8), "mine").describe()
+        'mine: 5 images, RGB, 8 x 8 pixels.'
+    """
+    images = checked_images(images, name)
+    _, height, width, channels = images.shape
+    looked_at = np.ascontiguousarray(images[np.unique(np.linspace(0, len(images) - 1, 64).astype(int))])
+    return Source(
+        name=name,
+        items=images,
+        labels=labels,
+        classes=classes,
+        found=channels,
+        channels=channels,
+        ground=None,
+        sizes=((width, height), (width, height)),
+        broken={},
+        left_out={},
+        files={},
+        fingerprint=_digest(str(images.shape).encode(), looked_at.tobytes()),
+    )
+
+
 def centred(source: Source, resolution: int, most: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Return up to `most` images of a source, evenly spaced in its order, with a center crop and no flips.
 
@@ -292,22 +329,7 @@ def _array(data: str, path: Path, name: str, class_conditional: bool, before: Ma
         images, labels, classes = open_arrays(path, name, class_conditional)
     if before is not None and len(before["classes"]) == len(classes):
         classes = tuple(before["classes"])  # the numbers are the labels' own
-    _, height, width, channels = images.shape
-    looked_at = np.ascontiguousarray(images[np.unique(np.linspace(0, len(images) - 1, 64).astype(int))])
-    return Source(
-        name=name,
-        items=images,
-        labels=labels,
-        classes=classes,
-        found=channels,
-        channels=channels,
-        ground=None,
-        sizes=((width, height), (width, height)),
-        broken={},
-        left_out={},
-        files={},
-        fingerprint=_digest(str(images.shape).encode(), looked_at.tobytes()),
-    )
+    return array_source(images, name, labels, classes)
 
 
 def _converted(source: Source, channels: int | None, name: str) -> Source:

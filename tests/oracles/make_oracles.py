@@ -1,10 +1,12 @@
-"""Make the small files of this folder: needs torch (2.13.0 was used). Run from the repository's root.
+"""Make the small files of this folder: needs torch and torch-fidelity (2.13.0, 0.4.0). Run from the repository's root.
 
 pickle_zip.bin, pickle_legacy.bin   one state dict of awkward tensors, in both formats of torch.save
 pickle_expected.npz                 what they hold
 module_zip.bin                      a Module's state_dict, whose pickle also carries `_metadata`
+metrics.npz                         features, their metrics by torch-fidelity, and their FID in 50 digits
 """
 
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,6 +14,12 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from torch_fidelity_metrics import values  # noqa: E402
+
+# (real images, fakes, features): more images than features; fewer of one set; fewer of both, by a few and by many
+SETS = {"full": (60, 50, 8), "one_deficient": (80, 21, 24), "deficient": (21, 22, 24), "very_deficient": (21, 24, 60)}
 
 
 def tensors() -> OrderedDict:
@@ -40,8 +48,40 @@ def tensors() -> OrderedDict:
     )
 
 
+def metrics() -> dict[str, np.ndarray]:
+    """Random features that overlap, which float32 holds exactly, with their metrics."""
+    found = {}
+    for number, (name, (num_real, num_fake, dim)) in enumerate(SETS.items()):
+        generator = np.random.default_rng(number)
+        mixing = generator.normal(size=(dim, dim)) / dim**0.5 + np.eye(dim)
+        real = (generator.normal(size=(num_real, dim)) @ mixing + 0.5).astype(np.float32)
+        fake = (1.1 * generator.normal(size=(num_fake, dim)) @ mixing).astype(np.float32)
+        logits = (3 * generator.normal(size=(num_fake, 7))).astype(np.float32)
+        found |= {f"{name}/real": real, f"{name}/fake": fake, f"{name}/logits": logits}
+        found |= {f"{name}/{key}": np.array(value) for key, value in values(real, fake, logits).items()}
+        found[f"{name}/exact_fid"] = np.array(exact_fid(real, fake))
+    return found
+
+
+def exact_fid(real: np.ndarray, fake: np.ndarray) -> float:
+    """Compute the FID in 50 digits, by the singular values of the centred features' product."""
+    import mpmath
+
+    mpmath.mp.dps = 50
+    means, roots = [], []
+    for features in (real, fake):
+        rows = mpmath.matrix(features.astype(np.float64).tolist())
+        mean = (mpmath.ones(1, rows.rows) * rows) / rows.rows
+        means.append(mean)
+        roots.append((rows - mpmath.ones(rows.rows, 1) * mean) / mpmath.sqrt(rows.rows - 1))
+    overlap = sum(mpmath.svd_r(roots[0] * roots[1].T, compute_uv=False))
+    traces = sum(mpmath.fsum(entry**2 for entry in root) for root in roots)
+    return float(mpmath.fsum(entry**2 for entry in means[0] - means[1]) + traces - 2 * overlap)
+
+
 def main() -> None:
     """Write all files."""
+    np.savez_compressed(HERE / "metrics.npz", **metrics())
     state_dict = tensors()
     torch.save(state_dict, HERE / "pickle_zip.bin")
     torch.save(state_dict, HERE / "pickle_legacy.bin", _use_new_zipfile_serialization=False)
