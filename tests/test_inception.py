@@ -17,9 +17,9 @@ ORACLE = json.loads((Path(__file__).parent / "oracles" / "inception.json").read_
 TOOLS = tuple(resizing.MATRICES)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tensors():
-    return torch_peers.formula_tensors(inception_weights.shapes())
+    return torch_peers.inception_tensors()
 
 
 def levels_of(tensors, x) -> dict[str, np.ndarray]:

@@ -1,10 +1,13 @@
 """The evaluation packages of PyTorch, imported and given weights: for the recorder of oracles and for live parity."""
 
+import functools
 import unittest.mock
 import zlib
 
 import numpy as np
 import pytest
+
+from ddpm_jax.evaluation.inception_weights import shapes
 
 SMALL = 107  # pixels: the smallest images of which Mixed_7c sees more than one pixel, 2 x 2
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, SMALL, SMALL, 3), np.uint8)
@@ -22,14 +25,15 @@ def some_of(array: np.ndarray) -> np.ndarray:
     return rows[:, np.linspace(0, rows.shape[1] - 1, 32).astype(int)]
 
 
-def formula_tensors(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Weights by a formula of their names, float32: what recorded oracles were given.
+@functools.cache
+def inception_tensors() -> dict[str, np.ndarray]:
+    """Weights of the InceptionV3 by a formula of their names, float32: what recorded oracles were given.
 
     u in [-1, 1) is a hash of a number's index and of its tensor's name. Kernels have the variance 2 / fan-in of He et
     al. 2015, so that activations stay of order one; nothing of a batch norm is 0 or 1.
     """
     tensors = {}
-    for name, shape in shapes.items():
+    for name, shape in shapes().items():
         count = int(np.prod(shape))
         x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(zlib.crc32(name.encode()))
         x = (x ^ (x >> np.uint32(15))) * np.uint32(0x85EBCA6B)

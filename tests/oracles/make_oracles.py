@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddpm_jax.evaluation.inception_weights import shapes
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 import torch_peers  # noqa: E402
@@ -68,7 +66,7 @@ def main() -> None:
 
 def inception() -> dict:
     """A few numbers of each level and of each tool's input."""
-    network = torch_peers.fidelity_network(torch_peers.formula_tensors(shapes()))
+    network = torch_peers.fidelity_network(torch_peers.inception_tensors())
     levels = torch_peers.fidelity_levels(network, torch_peers.IMAGES, torch_peers.SMALL)
     inputs = {
         tool: {str(side): torch_peers.tool_input(tool, torch_peers.gradient(side)) for side in (32, 512)}
