@@ -146,30 +146,33 @@ class _Inception:
     def __call__(self, images: np.ndarray) -> Features:
         check_images(images)
         rows, columns = sharding.place(resizing.matrices(self._tool, *images.shape[1:3]), self._mesh, split=False)
-        waiting, done = [], []
+        waiting: list[tuple[jax.Array, jax.Array | None, int]] = []
+        done: list[Features] = []
         for start in range(0, len(images), self.images_per_run):
             part = images[start : start + self.images_per_run]
             missing = self.images_per_run - len(part)
             padded = np.concatenate([part, np.repeat(part[-1:], missing, 0)]) if missing else part
             placed = sharding.place(padded, self._mesh, split=True)
             x = compilation.call(resizing.network_input, self._tool, placed, rows, columns)
-            waiting.append((compilation.call(_activations, self._level, self._weights, x, quick=True), len(part)))
+            waiting.append((*compilation.call(_activations, self._level, self._weights, x, quick=True), len(part)))
             if len(waiting) > 1:  # one run computes while the next is prepared; more would only take memory
                 done.append(_fetched(*waiting.pop(0)))
-        done += [_fetched(*item) for item in waiting]
-        values, logits = (None if part[0] is None else np.concatenate(part) for part in zip(*done, strict=True))
+        done += [_fetched(*run) for run in waiting]
+        values = np.concatenate([run.values for run in done])
         _check_finite(self.name, "values", values)
-        return Features(values, logits)
+        logits = [run.logits for run in done if run.logits is not None]
+        return Features(values, np.concatenate(logits) if logits else None)
 
 
 def _activations(level: int, weights: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Return the features of one level, and the logits where they are not far above it."""
-    found = InceptionV3().apply({"params": weights}, x)
+    """Return the features of one level, and with the last level the logits, which cost nothing there."""
+    found: Any = InceptionV3().apply({"params": weights}, x)
     return found.levels[level], found.logits if level == LEVELS[-1] else None
 
 
-def _fetched(arrays: tuple[jax.Array, jax.Array | None], count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    return jax.tree.map(lambda array: np.asarray(array)[:count], arrays)
+def _fetched(values: jax.Array, logits: jax.Array | None, count: int) -> Features:
+    """Return the features of the images that are no padding."""
+    return Features(np.asarray(values)[:count], None if logits is None else np.asarray(logits)[:count])
 
 
 INCEPTION = {f"inception-{level}/{tool}": (level, tool) for level in LEVELS for tool in resizing.MATRICES}
