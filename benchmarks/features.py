@@ -3,8 +3,8 @@
     python benchmarks/features.py                                  # 32 and 256 pixels, five rounds
     python benchmarks/features.py --sides 32 --images 64 --rounds 1
 
-A process extracts the 2048 features of images that lie in memory as bytes, resizing included, in batches of 50 as
-pytorch-fid does by default, after warming up. "channels_last" is pytorch-fid's network in that memory format, which it
+A process extracts the 2048 features of images that lie in memory as bytes, resizing included, after warming up: theirs
+in batches of 50, pytorch-fid's default, ours in the batches that it makes of any number. "channels_last" is pytorch-fid's network in that memory format, which it
 does not use itself. "first" is the time from the start of the process to the end of the first batch: imports, reading
 the weights, compiling. Weights are random; the time of a network does not depend on them. Ratios are taken within a
 round and their median is printed: only they count on a shared machine. Needs the `parity` extra.
@@ -107,8 +107,9 @@ def work(peer: str, side: int, count: int, weights: str) -> dict[str, float]:
     start = time.perf_counter()
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
     extract = ours(weights) if peer == "ours" else theirs(peer, weights)
-    batches = [images[first : first + BATCH] for first in range(0, count, BATCH)]
-    extract(batches[0])
+    size = count if peer == "ours" else BATCH
+    batches = [images[first : first + size] for first in range(0, count, size)]
+    extract(images[:BATCH])
     first, start = time.perf_counter() - start, time.perf_counter()
     values = np.concatenate([extract(batch) for batch in batches])
     seconds = time.perf_counter() - start

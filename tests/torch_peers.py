@@ -1,6 +1,7 @@
 """The evaluation packages of PyTorch, imported and given weights: for the recorder of oracles and for live parity."""
 
 import functools
+import sys
 import unittest.mock
 import zlib
 
@@ -57,7 +58,15 @@ def peer(name: str):
     pytest.importorskip("torch")
     with unittest.mock.patch("torch.library.register_fake", lambda name, **_: lambda function: function):
         pytest.importorskip("torchvision")
+    _forget(name.partition(".")[0])
     return pytest.importorskip(name)
+
+
+@functools.cache
+def _forget(package: str) -> None:
+    """Make Python import a package anew, once: another test may have given it a stand-in for torchvision."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
 
 
 def fidelity_network(tensors: dict[str, np.ndarray], dtype: str = "float64"):
