@@ -4,10 +4,11 @@
     python benchmarks/features.py --sides 32 --images 64 --rounds 1
 
 A process extracts the 2048 features of images that lie in memory as bytes, resizing included, after warming up: theirs
-in batches of 50, pytorch-fid's default, ours in the batches that it makes of any number. "channels_last" is pytorch-fid's network in that memory format, which it
-does not use itself. "first" is the time from the start of the process to the end of the first batch: imports, reading
-the weights, compiling. Weights are random; the time of a network does not depend on them. Ratios are taken within a
-round and their median is printed: only they count on a shared machine. Needs the `parity` extra.
+in batches of 50, pytorch-fid's default, ours in the batches that it makes of any number. "channels_last" is
+pytorch-fid's network in that memory format, which it does not use itself. "first" is the time from the start of the
+work to the end of the first 50 images: imports, reading the weights, compiling. Weights are random; the time of a
+network does not depend on them. Ratios are taken within a round and their median is printed: only they count on a
+shared machine. Needs the `parity` extra.
 """
 
 import argparse

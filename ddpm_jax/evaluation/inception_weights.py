@@ -24,7 +24,7 @@ from ddpm_jax.types import PyTree
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 FILE_NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
-DIGEST = "6726825d"  # the start of the file's SHA-256, as torch's hub writes it into file names
+DIGEST = "6726825d"  # the start of the SHA-256 of both, which are one file
 VARIABLE = "DDPM_JAX_INCEPTION"
 _EPS = 1e-3  # of the batch norms
 _NORM = ("weight", "bias", "running_mean", "running_var")
