@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 def describe_machine() -> str:
     """Return the machine, its cores, and the versions of the packages that are compared."""
     versions = []
-    for name in ("ddpm-jax", "jax", "torch", "diffusers", "onnxruntime", "openvino"):
+    for name in ("ddpm-jax", "jax", "torch", "diffusers", "onnxruntime", "openvino", "pytorch-fid", "torch-fidelity"):
         try:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:

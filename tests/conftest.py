@@ -74,7 +74,9 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # xdist's workers have the environment of their parent
         flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}".strip()
         environment = os.environ | {"XLA_FLAGS": flags}
-        known = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment, capture_output=True)
+        known = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"], env=environment, capture_output=True
+        )
         if known.returncode == 0:  # else XLA has ended the process
             os.environ["XLA_FLAGS"] = flags
 

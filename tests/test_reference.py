@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from torch_fidelity_metrics import without_torchvision
+from torch_peers import peer
 
 from ddpm_jax.evaluation import metrics
 from ddpm_jax.evaluation.moments import Statistics
@@ -51,9 +51,7 @@ class TestOurs:
 
     @pytest.mark.slow
     def test_pytorch_fid_reads_it(self, tmp_path):
-        pytest.importorskip("pytorch_fid")
-        with without_torchvision():
-            from pytorch_fid import fid_score
+        fid_score = peer("pytorch_fid.fid_score")
         path = write_statistics(tmp_path / "x.npz", make_set())
         mean, covariance = fid_score.compute_statistics_of_path(str(path), None, 1, 4, "cpu")
         assert_same_statistics(Statistics(mean, covariance, 30), make_set().statistics)

@@ -17,8 +17,20 @@ def named_leaves(tree: PyTree) -> dict[tuple[str, ...], Any]:
     return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
 
 
-def raise_if_misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+def raise_if_misfits(
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    owner: str = "the config",
+    advice: str = "Is this the config of these weights?",
+) -> None:
     """Compare the shapes of tensors by name.
+
+    Args:
+        found: the shapes in the file.
+        wanted: those that the network has.
+        owner: what asks for them, for the message.
+        advice: the end of the message.
 
     Raises:
         ValueError: tensors are missing, unexpected or mis-shaped; lists all kinds at once, and counts what is left out
@@ -27,7 +39,7 @@ def raise_if_misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, 
     lines = {
         "missing": [f"{name} {list(wanted[name])}" for name in sorted(wanted.keys() - found.keys())],
         "mis-shaped": [
-            f"{name}: {list(found[name])} in the file, {list(wanted[name])} by the config"
+            f"{name}: {list(found[name])} in the file, {list(wanted[name])} by {owner}"
             for name in sorted(wanted.keys() & found.keys())
             if tuple(found[name]) != tuple(wanted[name])
         ],
@@ -38,9 +50,9 @@ def raise_if_misfits(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, 
         listed = [f"{kind:10}  {line}" for kind, names in lines.items() for line in _some(names)]
         none = "No name belongs to this network. " if not wanted.keys() & found.keys() else ""
         raise ValueError(
-            f"The weights do not fit the config: {count} tensors are wrong, of {len(wanted)} it has.\n  "
+            f"The weights do not fit {owner}: {count} tensors are wrong, of {len(wanted)} it has.\n  "
             + "\n  ".join(listed)
-            + f"\n{none}Is this the config of these weights?"
+            + f"\n{none}{advice}"
         )
 
 

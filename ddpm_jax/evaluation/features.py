@@ -4,8 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
+from ddpm_jax import compilation, sharding
+from ddpm_jax.evaluation import inception_weights, resizing
+from ddpm_jax.evaluation.inception import LEVELS, InceptionV3
+from ddpm_jax.evaluation.inception_weights import DIGEST, InceptionWeights
+from ddpm_jax.types import PyTree
 from ddpm_jax.validation import check, nearest
 
 
@@ -84,12 +90,16 @@ class _Function:
             f"{self.name}: the {what} of {count} images must have the shape [{count}, d], not {list(array.shape)}. "
             "Return one vector an image.",
         )
-        check(
-            np.all(np.isfinite(array)),
-            f"{self.name}: {np.count_nonzero(~np.isfinite(array))} of {array.size} {what} are NaN or infinite. "
-            "No statistic of them means anything: mend the function, or leave such images out.",
-        )
+        _check_finite(self.name, what, array)
         return array
+
+
+def _check_finite(name: str, what: str, array: np.ndarray) -> None:
+    check(
+        np.all(np.isfinite(array)),
+        f"{name}: {np.count_nonzero(~np.isfinite(array))} of {array.size} {what} are NaN or infinite. No statistic of "
+        "them means anything: mend the function or its weights, or leave such images out.",
+    )
 
 
 def from_function(function: Callable[[np.ndarray], Any], name: str) -> Extractor:
@@ -123,23 +133,78 @@ pixels: Extractor = _Function("pixels", _unit_pixels)
 [0, 1] and not the scale of some network's data, so that two models of one resolution are compared whatever their scale.
 """
 
-NAMES = ("pixels",)
+
+class _Inception:
+    def __init__(self, level: int, tool: str, weights: InceptionWeights):
+        foreign = "" if weights.digest == DIGEST else f"/weights-{weights.digest}"
+        self.name = f"inception-{level}/{tool}{foreign}"
+        self._level, self._tool = level, tool
+        self._mesh = sharding.data_mesh(jax.local_devices())  # each process has images of its own
+        self._weights = sharding.place(weights.tree, self._mesh, split=False)
+        self.images_per_run = len(jax.local_devices()) * (8 if jax.default_backend() == "cpu" else 64)
+
+    def __call__(self, images: np.ndarray) -> Features:
+        check_images(images)
+        rows, columns = sharding.place(resizing.matrices(self._tool, *images.shape[1:3]), self._mesh, split=False)
+        waiting: list[tuple[jax.Array, jax.Array | None, int]] = []
+        done: list[Features] = []
+        for start in range(0, len(images), self.images_per_run):
+            part = images[start : start + self.images_per_run]
+            missing = self.images_per_run - len(part)
+            padded = np.concatenate([part, np.repeat(part[-1:], missing, 0)]) if missing else part
+            placed = sharding.place(padded, self._mesh, split=True)
+            x = compilation.call(resizing.network_input, self._tool, placed, rows, columns)
+            waiting.append((*compilation.call(_activations, self._level, self._weights, x, quick=True), len(part)))
+            if len(waiting) > 1:  # one run computes while the next is prepared; more would only take memory
+                done.append(_fetched(*waiting.pop(0)))
+        done += [_fetched(*run) for run in waiting]
+        values = np.concatenate([run.values for run in done])
+        _check_finite(self.name, "values", values)
+        logits = [run.logits for run in done if run.logits is not None]
+        return Features(values, np.concatenate(logits) if logits else None)
+
+
+def _activations(level: int, weights: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Return the features of one level, and with the last level the logits, which cost nothing there."""
+    found: Any = InceptionV3().apply({"params": weights}, x)
+    return found.levels[level], found.logits if level == LEVELS[-1] else None
+
+
+def _fetched(values: jax.Array, logits: jax.Array | None, count: int) -> Features:
+    """Return the features of the images that are no padding."""
+    return Features(np.asarray(values)[:count], None if logits is None else np.asarray(logits)[:count])
+
+
+INCEPTION = {f"inception-{level}/{tool}": (level, tool) for level in LEVELS for tool in resizing.MATRICES}
+NAMES = ("pixels", *INCEPTION)
 
 
 def extractor(name: str, *, weights: str | Path | None = None) -> Extractor:
     """Return a built-in extractor by its name.
 
+    "inception-LEVEL/TOOL" is the FID's InceptionV3 at one of its four levels (64, 192, 768 or 2048 features), fed as a
+    tool feeds it: torch-fidelity, as TensorFlow 1 did in the papers before 2021; pytorch-fid; or clean-fid. FIDs are
+    made of "inception-2048/..." alone, which also returns the 1008 logits of the inception score. It runs on all
+    devices of this process, a fixed number of images (`images_per_run`) at a time, in full float32 everywhere.
+
     Args:
-        name: "pixels".
-        weights: the file of a network's weights; None for extractors that have none.
+        name: "pixels", or "inception-2048/torch-fidelity" and its kind.
+        weights: the file of the network's weights; None for where `inception_weights.find` looks. With another file
+            than the usual one the name of the extractor ends in its SHA-256.
 
     Raises:
-        ValueError: the name is unknown, or weights are given to an extractor that has none.
+        ValueError: the name is unknown, weights are given to an extractor that has none, or the file holds another
+            network. When the extractor is called: the images are no bytes.
+        FileNotFoundError: there are no weights; says what to fetch, and where to put it.
 
     Example:
         >>> extractor("pixels")(np.full((2, 4, 4, 1), 255, np.uint8)).values.shape
         (2, 16)
+        >>> extractor("inception-2048/clean-fid")(images).logits.shape  # doctest: +SKIP
+        (50, 1008)
     """
     check(name in NAMES, f"There is no extractor {name!r}.{nearest(name, NAMES)} Choose one of: {', '.join(NAMES)}.")
+    if name in INCEPTION:
+        return _Inception(*INCEPTION[name], inception_weights.read(inception_weights.find(weights)))
     check(weights is None, f"`weights` is {str(weights)!r}, but {name!r} has no network: leave `weights` out.")
     return pixels

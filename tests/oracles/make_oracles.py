@@ -1,11 +1,15 @@
-"""Make the small files of this folder: needs torch and torch-fidelity (2.13.0, 0.4.0). Run from the repository's root.
+"""Make the small files of this folder: needs the `parity` extra. Run from the repository's root, with it on the path.
+
+torch 2.13.0, torch-fidelity 0.4.0, pytorch-fid 0.3.0 and clean-fid 0.1.35 were used.
 
 pickle_zip.bin, pickle_legacy.bin   one state dict of awkward tensors, in both formats of torch.save
 pickle_expected.npz                 what they hold
 module_zip.bin                      a Module's state_dict, whose pickle also carries `_metadata`
 metrics.npz                         features, their metrics by torch-fidelity, and their FID in 50 digits
+inception.json                      features of torch-fidelity's InceptionV3, and what three tools feed to theirs
 """
 
+import json
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -16,6 +20,7 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import torch_peers  # noqa: E402
 from torch_fidelity_metrics import values  # noqa: E402
 
 # (real images, fakes, features): more images than features; fewer of one set; fewer of both, by a few and by many
@@ -94,6 +99,24 @@ def main() -> None:
     torch.save(
         torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict(), HERE / "module_zip.bin"
     )
+    (HERE / "inception.json").write_text(json.dumps(inception()).replace("}, ", "},\n").replace("]], ", "]],\n") + "\n")
+
+
+def inception() -> dict:
+    """A few numbers of each level and of each tool's input."""
+    network = torch_peers.fidelity_network(torch_peers.inception_tensors())
+    levels = torch_peers.fidelity_levels(network, torch_peers.IMAGES, torch_peers.SMALL)
+    inputs = {
+        tool: {str(side): torch_peers.tool_input(tool, torch_peers.gradient(side)) for side in (32, 512)}
+        for tool in ("torch-fidelity", "pytorch-fid", "clean-fid")
+    }
+    return {
+        "levels": {name: torch_peers.some_of(value).tolist() for name, value in levels.items()},
+        "inputs": {
+            tool: {side: torch_peers.some_of(value).tolist() for side, value in of_sides.items()}
+            for tool, of_sides in inputs.items()
+        },
+    }
 
 
 if __name__ == "__main__":
