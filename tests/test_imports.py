@@ -22,7 +22,7 @@ RANKS = [
     {"params", "samplers"},
     {"sampling", "losses", "checkpoint"},
     {"images"},
-    {"artefact", "training"},
+    {"artefact", "evaluation", "training"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
