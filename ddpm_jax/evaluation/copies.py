@@ -152,15 +152,9 @@ def memorisation(found: CopyScores, held_out: CopyScores, *, level: float = 0.01
         >>> report.threshold, report.flagged, report.share
         (0.7, (0,), 0.333...)
     """
-    check(is_number(level) and 0 < level < 1, f"`level` must be a rate between 0 and 1, not {level!r}.")
     n, h = len(found.scores), len(held_out.scores)
     check(n > 0, "`found` holds no scores: draw some images first.")
-    m = math.floor(level * (h + 1) * (1 + 1e-12))  # 0.01 * 100 is 1, whatever the last bit says
-    check(
-        m >= 1,
-        f"`held_out` has {h} scores, of which a rate of {level:g} cannot be told: give at least "
-        f"{math.ceil(1 / level) - 1} held-out images, or a `level` of {1 / (h + 1):.3g} or more.",
-    )
+    m = check_level(h, level)
     threshold = float(np.sort(held_out.scores)[m - 1])
     order = np.argsort(found.scores, kind="stable")
     flagged = tuple(order[found.scores[order] < threshold].tolist())
@@ -173,6 +167,42 @@ def memorisation(found: CopyScores, held_out: CopyScores, *, level: float = 0.01
         share=len(flagged) / n,
         p_value=_as_many(len(flagged), n, m, h),
         closer=_share_below(found.distances, held_out.distances),
+    )
+
+
+def check_level(num_held_out: int, level: float) -> int:
+    """Return m, of which the m-th smallest held-out score is the threshold; refuse a level that has none.
+
+    Raises:
+        ValueError: a level that is no rate, or is too low for so few held-out images.
+
+    Example:
+        >>> check_level(99, 0.01), check_level(878, 0.01)
+        (1, 8)
+    """
+    check(is_number(level) and 0 < level < 1, f"`level` must be a rate between 0 and 1, not {level!r}.")
+    m = math.floor(level * (num_held_out + 1) * (1 + 1e-12))  # 0.01 * 100 is 1, whatever its last bit says
+    check(
+        m >= 1,
+        f"`held_out` has {num_held_out} images, by which a rate of {level:g} cannot be told: give at least "
+        f"{math.ceil(1 / level) - 1} of them, or a `level` of {1 / (num_held_out + 1):.3g} or more.",
+    )
+    return m
+
+
+def describe(report: Memorisation) -> str:
+    """Say in two sentences what a report holds.
+
+    Example:
+        >>> describe(Memorisation(0.01, 0.8, 100, 500, (7,), 0.01, 0.6, 0.5))[:67]
+        '1 of 100 images is flagged as a copy, their score being below 0.800'
+    """
+    count = len(report.flagged)
+    return (
+        f"{count} of {report.num_images} images {'is' if count == 1 else 'are'} flagged as "
+        f"{'a copy' if count == 1 else 'copies'}, their score being below {report.threshold:.3f}; as many or more of "
+        f"{report.num_images} held-out images would be with probability {report.p_value:.2g}. An image is closer to "
+        f"the training images than a held-out one with probability {report.closer:.3f}."
     )
 
 

@@ -231,7 +231,9 @@ def interpolate(
     weights = np.asarray(weights, np.float64)
     good = weights.ndim == 1 and weights.size > 0 and np.all((0 <= weights) & (weights <= 1))
     check(
-        good, f"`weights` is {weights.tolist()}; it must be a list of numbers from 0 to 1, those of the second image."
+        good,
+        f"`weights` is {weights.tolist()}; it must be a list of numbers from 0 to 1, the second image's shares in the "
+        "mixtures. Leave it out for 0, 0.1 .. 1.",
     )
     table = table_of(sampler, params.config)
     rows = even_rows(table, 2)[1:] if timesteps is None else rows_at(table, timesteps)

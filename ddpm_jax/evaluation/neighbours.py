@@ -34,7 +34,7 @@ def nearest_neighbours(
     """Find the k vectors of a set that are nearest to each query.
 
     Blocks of |q - x|^2 = |q|^2 + |x|^2 - 2 q.x choose the k; their distances are then taken of the differences, so that
-    equal vectors have distance 0. For whole numbers (bytes) the sums are exact, and so are ties.
+    equal vectors have distance 0. Of integers (bytes) the sums are exact, and so are ties.
 
     Args:
         queries: [n, ...] numbers of any dtype, or a tuple of several such arrays, v versions of the same queries (an
@@ -63,6 +63,8 @@ def nearest_neighbours(
     width = max(int(np.prod(data.shape[1:])), 1)
     rows = max(_BLOCK // width, 1)
     step = max(min(rows, _BLOCK // min(rows, len(data))) // len(versions), 1)  # a block of distances is no larger
+    centre = _vectors("data", data[:rows]).mean(0)  # vectors that are far from 0 lose digits in the products
+    centre = centre if data.dtype.kind == "f" else np.rint(centre)
     indices, distances = np.empty((count, k), np.int64), np.empty((count, k))
     for start in range(0, count, step):
         own = np.arange(start, min(start + step, count))
@@ -70,7 +72,7 @@ def nearest_neighbours(
         best = Neighbours(np.empty((len(own), 0), np.int64), np.empty((len(own), 0)))
         for first in range(0, len(data), rows):
             others = _vectors("data", data[first : first + rows])
-            squares = _squares(block, others)
+            squares = _squares([version - centre for version in block], others - centre)
             numbers = np.arange(first, first + len(others))
             if exclude_self:
                 squares[own[:, None] == numbers] = np.inf

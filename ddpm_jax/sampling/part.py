@@ -67,8 +67,8 @@ def run_part(
     part = whole.part(as_integer("start", start), stop)
     check(
         not part.looks_back(),
-        f"`start` is {start}, where this sampler uses images of the rows before: a multistep method cannot begin "
-        "there. Begin at row 0, or take a sampler of one step, such as ddpm, ddim, euler or heun.",
+        f"`sampler` is a multistep method, which uses images of the rows before row {start} and cannot begin there. "
+        "Begin at row 0, or take a sampler of single steps, such as ddpm, ddim, euler or heun.",
     )
     table = dataclasses.replace(part, init_scale=1.0).padded(whole.num_rows)
     job = dataclasses.replace(job, table=table, static=job.static._replace(switches=table.switches))
