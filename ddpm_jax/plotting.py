@@ -183,23 +183,13 @@ def strip(frames: Array) -> np.ndarray:
     return grid(rows, columns=count)
 
 
-def curves(
-    lines: Mapping[str, Sequence[tuple[Number, Number]]],
-    path: Path,
-    *,
-    x_label: str,
-    y_label: str,
-    x_scale: str = "linear",
-    y_scale: str = "log",
-) -> Path:
-    """Draw curves, unless said otherwise with a logarithmic y axis; needs matplotlib.
+def curves(lines: Mapping[str, Sequence[tuple[Number, Number]]], path: Path, *, x_label: str, y_label: str) -> Path:
+    """Draw curves with a logarithmic y axis; needs matplotlib.
 
     Args:
-        lines: the points (x, y) of each curve by its name, above 0 on a logarithmic axis. The first curve is drawn
-            thicker.
+        lines: the points (x, y) of each curve by its name, with y above 0. The first curve is drawn thicker.
         path: the PNG to write.
         x_label, y_label: labels of the axes.
-        x_scale, y_scale: scales of the axes in matplotlib's words: "linear", "log", "symlog".
 
     Example:
         >>> import tempfile
@@ -212,7 +202,7 @@ def curves(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(xscale=x_scale, yscale=y_scale, xlabel=x_label, ylabel=y_label)
+    axes = figure.add_subplot(yscale="log", xlabel=x_label, ylabel=y_label)
     for name, points in lines.items():
         x, y = np.asarray(points, np.float64).T
         axes.plot(x, y, label=name, linewidth=2 if name == next(iter(lines)) else 1)

@@ -16,9 +16,11 @@ from ddpm_jax.evaluation.features import pixels as pixel_features
 from ddpm_jax.params import run_network
 from ddpm_jax.samplers import DDIM, DDPM
 from ddpm_jax.sampling import run_part, table_of
+from ddpm_jax.sampling.job import Job
 
 KEY = jax.random.key(3)
 SAMPLER = DDPM(num_steps=6, clip=None)  # timesteps 830, 664, 498, 332, 166, 0
+EXPLODING = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0, num_train_timesteps=1000)
 CLOSE = {"atol": 2e-5}  # float32 rounding of another batch size, through 6 steps
 fold = jax.random.fold_in
 
@@ -169,6 +171,22 @@ class TestSharedLatents:
             figures.shared_latents(params, KEY, **given)
 
 
+def test_noise_of_another_scale(monkeypatch):
+    """A variance-exploding run begins at sigma_max noise, which `run_part` takes as it is."""
+    params = small_params(schedule=EXPLODING)
+    sampler = samplers.EulerAncestral(num_steps=5)
+    scale = table_of(sampler, params.config).init_scale
+    assert scale > 10
+    seen = []
+    monkeypatch.setattr(Job, "call", lambda job, function, origin, inputs: seen.append(origin) or origin.begin)
+    x_t = np.ones((1, 8, 8, 1), np.float32)
+    run_part(params, KEY, x_t, start=0, sampler=sampler)
+    np.testing.assert_array_equal(seen[0].init_scale * seen[0].begin, x_t)
+    monkeypatch.setattr(figures, "run_part", lambda params, key, x_t, **_: x_t)
+    shared = figures.shared_latents(params, KEY, 1, timesteps=[scale], sampler=sampler)
+    np.testing.assert_allclose(shared.x_t[0], scale * noise_of(0, 0), rtol=1e-6)
+
+
 class TestInterpolation:
     def test_its_ends_are_reconstructions(self, params):
         """q(x_t | x_0) by eq. 4, with the noise of images 6 and 7; then the rows with the noise of image 6."""
@@ -214,8 +232,7 @@ class TestInterpolation:
 
     def test_variance_exploding(self, monkeypatch):
         """x_t = x_0 + sigma eps, on data in [0, 1]."""
-        exploding = ScheduleConfig(kind="ve", sigma_min=0.01, sigma_max=50.0, num_train_timesteps=1000)
-        params = small_params(schedule=exploding)
+        params = small_params(schedule=EXPLODING)
         monkeypatch.setattr(figures, "run_part", lambda params, key, x_t, **_: x_t)
         sampler = samplers.EulerAncestral(num_steps=5)
         images = images_of(0, 1)
@@ -267,18 +284,18 @@ def test_quality_over_steps(params):
         np.testing.assert_allclose(features, expected, atol=1.01 / 255)  # a byte that rounds the other way
 
 
-class TestBoundTerms:
+class TestBoundCurves:
     def test_the_curves(self):
-        lines = figures.bound_terms(np.array([[4.0, 2.0, 0.0], [2.0, 2.0, 0.0]]))
+        lines = figures.bound_curves(np.array([[4.0, 2.0, 0.0], [2.0, 2.0, 0.0]]))
         assert lines["mean of 2 images"] == [(0, 3), (1, 2)]  # 0 is not on a logarithmic axis
         assert lines["one standard error above"] == [(0, 4), (1, 2)]  # std 2^(1/2), of 2 images
         assert lines["one standard error below"] == [(0, 2), (1, 2)]
-        assert list(figures.bound_terms(np.ones((1, 3)))) == ["mean of 1 image"]
+        assert list(figures.bound_curves(np.ones((1, 3)))) == ["mean of 1 image"]
 
     @pytest.mark.parametrize("terms", [np.ones(3), np.ones((0, 3)), np.full((2, 3), np.nan)])
     def test_bad_terms(self, terms):
         with pytest.raises(ValueError, match=r"`terms` has shape .* must be \[images, timesteps\] of finite numbers"):
-            figures.bound_terms(terms)
+            figures.bound_curves(terms)
 
 
 def test_the_mixture_of_pixels_stands_below():

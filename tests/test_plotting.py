@@ -156,13 +156,3 @@ def test_labelled():
 def test_bad_tables(options, message):
     with pytest.raises(ValueError, match=message):
         plotting.labelled(np.zeros((2, 3, 4, 4, 1), np.float32), **options)
-
-
-def test_scales_of_curves(tmp_path):
-    """Another scale is another picture."""
-    lines = {"x": [(1.0, 1.0), (10.0, 100.0)]}
-    files = []
-    for number, scales in enumerate(({}, {"x_scale": "log"}, {"y_scale": "linear"})):
-        path = plotting.curves(lines, tmp_path / f"{number}.png", x_label="x", y_label="y", **scales)
-        files.append(path.read_bytes())
-    assert len(set(files)) == 3

@@ -328,7 +328,7 @@ def quality_over_steps(
     return Quality(t, steps, np.asarray([float(metric(np.concatenate(kept))) for kept in features]))
 
 
-def bound_terms(terms: Array) -> dict[str, list[tuple[float, float]]]:
+def bound_curves(terms: Array) -> dict[str, list[tuple[float, float]]]:
     """Return the curves of the variational bound's terms over t: where the bits are.
 
     Args:
@@ -342,7 +342,7 @@ def bound_terms(terms: Array) -> dict[str, list[tuple[float, float]]]:
         ValueError: another shape, or numbers that are not finite.
 
     Example:
-        >>> bound_terms(np.array([[2.0, 0.5], [4.0, 0.5]]))["mean of 2 images"]
+        >>> bound_curves(np.array([[2.0, 0.5], [4.0, 0.5]]))["mean of 2 images"]
         [(0.0, 3.0), (1.0, 0.5)]
     """
     terms = np.asarray(terms, np.float64)
