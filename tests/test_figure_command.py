@@ -39,6 +39,8 @@ def draw(capsys, name, *options):
     assert f"{name} by DDPM(num_steps=6, clip=None), seed 3." in out
     with Image.open(f"{name}.png") as image:
         picture = np.asarray(image)
+        assert image.text["figure"] == name and image.text["seed"] == "3"
+        assert image.text["sampler"] == "DDPM(num_steps=6, clip=None)"
     return picture.reshape(*picture.shape[:2], -1).astype(int), out
 
 

@@ -12,36 +12,44 @@ from tyro.conf import Positional, UseAppendAction, arg
 from ddpm_jax import pixels, progress
 from ddpm_jax.cli.arguments import at_size, choose_sampler, class_of
 from ddpm_jax.cli.compile_cache import keep_compiled
-from ddpm_jax.files import check_local, whole_file
+from ddpm_jax.files import check_local
 from ddpm_jax.random_keys import key_from_seed
 from ddpm_jax.validation import check
 
 _SHOWN = 8  # rows of the memorisation report
 _MOST_BYTES = 2**31  # of the images of a set that are compared
 
-Name = Literal["progressive", "shared-latents", "interpolation", "coarse-to-fine", "neighbours", "memorisation"]
+Name = Literal[
+    "progressive",
+    "shared-latents",
+    "interpolation",
+    "coarse-to-fine",
+    "neighbours",
+    "memorisation",
+]
 
 
 class _Figure(NamedTuple):
     """A figure of the command.
 
     Attributes:
-        draw: makes the picture of a `_Task`, and prints what it shows.
+        draw: draws a `_Task` into a PNG, and prints what it shows.
         options: those that act on it, beside the ones that act on all.
     """
 
-    draw: Callable[["_Task"], np.ndarray]
+    draw: Callable[["_Task", Path], Any]
     options: tuple[str, ...]
 
 
 class _Task(NamedTuple):
-    """What a figure is made of: the opened model, and the options that act on some figures."""
+    """What a figure is made of: the opened model, the options that act on some figures, and what its PNG says of it."""
 
     params: Any
     sampler: Any
     key: Any
     class_label: int | None
     options: SimpleNamespace
+    record: dict[str, Any]
 
 
 def figure(
@@ -118,22 +126,35 @@ def figure(
         raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}. Make it first.")
     keep_compiled(compile_cache)
 
-    from ddpm_jax.checkpoint.source import load
-    from ddpm_jax.samplers.registry import describe
+    from ddpm_jax.checkpoint.source import locate, read
 
-    params = load(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema, dtype=dtype)
+    where = locate(model, revision=revision, variant=variant, subfolder=subfolder, ema=ema)
+    params = read(where, dtype=dtype)
     params = at_size(params, image_size)
     pixels.check_channels(params.config.unet.in_channels)
     chosen = choose_sampler(sampler, steps, set, params.config)
     label, _ = class_of(class_label, params.config)
-    print(f"{name} by {describe(chosen.sampler)}, seed {seed}.")
-    picture = _FIGURES[name].draw(_Task(params, chosen.sampler, key_from_seed(seed), label, SimpleNamespace(**options)))
-    with whole_file(out) as partial:
-        pixels.picture(picture).save(partial, "PNG", optimize=True)
-    print(f"{out}: {picture.shape[1]} x {picture.shape[0]} pixels.")
+    print(f"{name} by {chosen.text}, seed {seed}.")
+    used = {option: options[option] for option in _FIGURES[name].options}
+    record = {
+        "figure": name,
+        "model": where.source.get("model"),
+        "sampler": chosen.text,
+        "seed": seed,
+        "class_label": label,
+    } | used
+    task = _Task(params, chosen.sampler, key_from_seed(seed), label, SimpleNamespace(**options), record)
+    _FIGURES[name].draw(task, out)
+    print(f"{out} is written.")
 
 
-def _progressive(task: _Task) -> np.ndarray:
+def _write(task: _Task, out: Path, picture: np.ndarray) -> None:
+    from ddpm_jax.images.image_set import write_png
+
+    write_png(pixels.picture(picture), out, task.record)
+
+
+def _progressive(task: _Task, out: Path) -> None:
     from ddpm_jax.evaluation import pictures
     from ddpm_jax.sampling import sample_path
 
@@ -144,10 +165,10 @@ def _progressive(task: _Task) -> np.ndarray:
         sampler=task.sampler,
         class_labels=task.class_label,
     )
-    return pictures.progressive(path)
+    _write(task, out, pictures.progressive(path))
 
 
-def _shared_latents(task: _Task) -> np.ndarray:
+def _shared_latents(task: _Task, out: Path) -> None:
     from ddpm_jax.evaluation import figures, pictures
 
     shared = figures.shared_latents(
@@ -156,18 +177,18 @@ def _shared_latents(task: _Task) -> np.ndarray:
         sampler=task.sampler,
         class_labels=task.class_label,
     )
-    return pictures.shared_latents(shared, task.params.config.schedule.data_range)
+    _write(task, out, pictures.shared_latents(shared, task.params.config.schedule.data_range))
 
 
-def _interpolation(task: _Task) -> np.ndarray:
+def _interpolation(task: _Task, out: Path) -> None:
     if task.options.timesteps is not None:
         check(len(task.options.timesteps) == 1, "`timesteps` of this figure is one; `coarse-to-fine` takes several.")
     count = task.options.num_images or 3
     images = _images(task, "data", 2 * count, least=2 * count)
-    return _mixtures(task, images[:count], images[count:], task.options.timesteps)
+    _mixtures(task, out, images[:count], images[count:], task.options.timesteps)
 
 
-def _coarse_to_fine(task: _Task) -> np.ndarray:
+def _coarse_to_fine(task: _Task, out: Path) -> None:
     from ddpm_jax.evaluation import figures
     from ddpm_jax.sampling import table_of
 
@@ -175,10 +196,10 @@ def _coarse_to_fine(task: _Task) -> np.ndarray:
     if timesteps is None:
         table = table_of(task.sampler, task.params.config)
         timesteps = table.t[figures.even_rows(table, min(8, int(table.ends_step.sum())))].tolist()
-    return _mixtures(task, images[:1], images[1:], timesteps)
+    _mixtures(task, out, images[:1], images[1:], timesteps)
 
 
-def _mixtures(task: _Task, first: np.ndarray, second: np.ndarray, timesteps: Any) -> np.ndarray:
+def _mixtures(task: _Task, out: Path, first: np.ndarray, second: np.ndarray, timesteps: Any) -> None:
     from ddpm_jax.evaluation import figures, pictures
 
     first, second = (images.astype(np.float32) / 255 for images in (first, second))
@@ -188,10 +209,10 @@ def _mixtures(task: _Task, first: np.ndarray, second: np.ndarray, timesteps: Any
         sampler=task.sampler,
         class_labels=task.class_label,
     )
-    return pictures.interpolations(made, first, second)
+    _write(task, out, pictures.interpolations(made, first, second))
 
 
-def _neighbours(task: _Task) -> np.ndarray:
+def _neighbours(task: _Task, out: Path) -> None:
     from ddpm_jax.evaluation import pictures
     from ddpm_jax.evaluation.copies import features_of
     from ddpm_jax.evaluation.features import extractor
@@ -202,10 +223,10 @@ def _neighbours(task: _Task) -> np.ndarray:
     images = _samples(task, task.options.num_images or 6)
     found = nearest_neighbours(features_of(images, made_by), features_of(training, made_by), k)
     print(f"The nearest by {made_by.name} are {', '.join(f'{d:.4g}' for d in found.distances[:, 0])} away.")
-    return pictures.beside_neighbours(images, training, found.indices)
+    _write(task, out, pictures.beside_neighbours(images, training, found.indices))
 
 
-def _memorisation(task: _Task) -> np.ndarray:
+def _memorisation(task: _Task, out: Path) -> None:
     from ddpm_jax.evaluation import copies, pictures
     from ddpm_jax.evaluation.features import extractor
 
@@ -222,7 +243,7 @@ def _memorisation(task: _Task) -> np.ndarray:
     print(copies.describe(report))
     lowest = np.argsort(scores.scores, kind="stable")[:_SHOWN]
     titles = [f"{i}: {scores.scores[i]:.2f}{' flagged' * (i in report.flagged)}" for i in lowest.tolist()]
-    return pictures.beside_neighbours(images[lowest], training, scores.nearest[lowest, None], titles)
+    _write(task, out, pictures.beside_neighbours(images[lowest], training, scores.nearest[lowest, None], titles))
 
 
 def _scores(images: np.ndarray, training: np.ndarray, made_by: Any, what: str) -> Any:
