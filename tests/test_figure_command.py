@@ -85,9 +85,10 @@ def test_coarse_to_fine(capsys, params, folder, without_network):
 
 
 def test_neighbours(capsys, params, folder):
-    options = ("--data", "photos.npz", "--num-images", 3, "--num-neighbours", 3, "--batch-size", 3)
+    options = ("--data", "photos.npz", "--num-images", 4, "--num-neighbours", 3, "--batch-size", 3)
     picture, out = draw(capsys, "neighbours", *options)
-    images = ddpm_jax.to_uint8(ddpm_jax.sample(params, KEY, 3, sampler=SAMPLER))
+    batches = [ddpm_jax.sample(params, KEY, 3, sampler=SAMPLER, first_index=first) for first in (0, 3)]
+    images = ddpm_jax.to_uint8(np.concatenate(batches)[:4])
     found = nearest_neighbours(images, folder, 3)
     same(picture, pictures.beside_neighbours(images, folder, found.indices))
     printed = re.search(r"The nearest by pixels are ([\d., ]+) away", out)[1].split(", ")
