@@ -81,6 +81,59 @@ def _plain(text: str) -> str:
     return "".join(letters).encode("ascii", "replace").decode()
 
 
+def labelled(
+    images: Array, *, rows: Sequence[str] | None = None, columns: Sequence[str] | None = None, scale: int = 1
+) -> np.ndarray:
+    """Lay images out as a table on white, with a title above each column and one before each row.
+
+    Args:
+        images: [rows, columns, h, w, c] in [0, 1].
+        rows, columns: the titles; None for none. A title above a column is cut where it is wider than its images.
+        scale: each pixel becomes a square of this side.
+
+    Returns:
+        np.uint8 [height, width, c].
+
+    Raises:
+        ValueError: another number of titles, or a scale below 1.
+
+    Example:
+        >>> labelled(np.ones((2, 3, 8, 8, 1), np.float32), columns=["a", "b", "c"], scale=2).shape
+        (49, 52, 1)
+    """
+    down, across = images.shape[:2]
+    for name, titles, count in (("rows", rows, down), ("columns", columns, across)):
+        check(
+            titles is None or len(titles) == count,
+            f"`{name}` has {0 if titles is None else len(titles)} titles for {count} {name}. Give one for each.",
+        )
+    check(scale >= 1, f"`scale` must be 1 or more, not {scale!r}: it is the side of a pixel.")
+    tiles = to_uint8(images.reshape(-1, *images.shape[2:])).repeat(scale, 1).repeat(scale, 2)
+    _, height, width, channels = tiles.shape
+    font = ImageFont.load_default()
+    long = lambda text: int(np.ceil(font.getbbox(text)[2]))
+    high = int(np.ceil(font.getbbox("Agjy|")[3])) + 3
+    sides = [] if rows is None else [_plain(title) for title in rows]
+    heads = [] if columns is None else [_plain(title) for title in columns]
+    left, top = max(map(long, sides), default=-6) + 6, high if heads else 0
+    gap = 2
+    page = Image.new("L", (left + across * (width + gap) - gap, top + down * (height + gap) - gap), 255)
+    write = ImageDraw.Draw(page)
+    for row, title in enumerate(sides):
+        middle = top + row * (height + gap) + height / 2
+        write.text((left - 4 - long(title), middle - high / 2), title, fill=0, font=font)
+    for column, title in enumerate(heads):
+        while long(title) > width:
+            title = title[:-1]
+        write.text((left + column * (width + gap) + (width - long(title)) / 2, 0), title, fill=0, font=font)
+    picture = np.repeat(np.asarray(page)[..., None], channels, axis=2)
+    for row in range(down):
+        for column in range(across):
+            y, x = top + row * (height + gap), left + column * (width + gap)
+            picture[y : y + height, x : x + width] = tiles[row * across + column]
+    return picture
+
+
 def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -> Path:
     """Write an animation whose frames are grids; the last frame is shown for two seconds.
 

@@ -42,12 +42,16 @@ DOORS = {
         "cli/checkpoints.py",
         "cli/compile.py",
         "cli/statistics.py",
+        "cli/figures.py",
     },
     "tqdm": {"progress.py"},
     "scipy": {"samplers/grids.py"},
     "matplotlib": {"plotting.py"},
-    "torch_fidelity": set(),
     "torch": set(),
+    "torchvision": set(),
+    "torch_fidelity": set(),
+    "pytorch_fid": set(),
+    "cleanfid": set(),
     "diffusers": set(),
 }
 FILES = sorted(

@@ -74,6 +74,7 @@ def prepare(
     null_class: Any = None,
     begin: Images | None = None,
     first_index: Any = 0,
+    indices: Any = None,
     mesh: Mesh | None = None,
     expected_calls: Any = 1,
     hooks: Hooks = NO_HOOKS,
@@ -84,6 +85,7 @@ def prepare(
     Args:
         key: None for a run that draws no noise.
         begin: what the run begins with, to be scaled: x_T, or the images that are inverted. None draws it.
+        indices: [batch_size] the images' numbers, by which they draw noise, instead of those from first_index on.
         hooks, hook_data: as in `samplers.run`. On a mesh, data of each image must have the padded batch's length.
 
     Raises:
@@ -107,7 +109,9 @@ def prepare(
         raise TypeError(f"`key` is None, but {what} drawn by it: pass a key, as jax.random.key(0).")
     key = None if key is None else threefry_key(key)
     begin = None if begin is None else jnp.asarray(begin, jnp.float32)
-    indices = first_index + np.arange(batch_size, dtype=np.int32)
+    indices = first_index + np.arange(batch_size, dtype=np.int32) if indices is None else np.asarray(indices, np.int32)
+    if indices.shape != (batch_size,):
+        raise ValueError(f"`indices` has shape {indices.shape}; it must be ({batch_size},): a number for each image.")
 
     job = Job(
         static=static_of(params.config, table, batch_size)._replace(hooks=hooks),
