@@ -21,6 +21,7 @@ from ddpm_jax.types import Array, Images
 FIXED = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 LEARNED = ("learned", "learned_range")
 VARIANCE_TYPES = FIXED + LEARNED
+CDFS = ("tanh", "exact")
 # Stands for a variance of 0 where its logarithm is needed: that of the step to the clean image, which draws nothing.
 LEAST_VARIANCE = 1e-20
 
@@ -132,6 +133,24 @@ def learned_std(variance_type: str, smallest: Any, largest: Any, extra: Images) 
     return jnp.exp(0.5 * log_variance(variance_type, smallest, largest, extra))
 
 
+def log_variances(schedule: ScheduleConfig, variance_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest log-variance of every step of the training chain: two arrays of length T.
+
+    At timestep 0 the largest is beta_0 for a learned range, and the smallest for a fixed variance, as in Ho et al.'s
+    code ("fixedlarge").
+
+    Example:
+        >>> smallest, largest = log_variances(ScheduleConfig(), "fixed_large")
+        >>> bool(smallest[0] == largest[0]), np.exp(largest[999]).round(4).item()
+        (True, 0.02)
+    """
+    steps = chain(schedule)
+    smallest, largest = np.log(steps.smallest), np.log(steps.largest)
+    if variance_type != "learned_range":
+        largest = np.append(smallest[:1], largest[1:])
+    return smallest, largest
+
+
 def p_step(
     schedule: ScheduleConfig, variance_type: str, x_t: Images, t: Array, x_0_hat: Images, extra: Images | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -156,12 +175,46 @@ def p_step(
         ((1, 2, 2, 1), 0.02)
     """
     steps = chain(schedule)
-    smallest, largest = np.log(steps.smallest), np.log(steps.largest)
-    if variance_type != "learned_range":
-        largest = np.append(smallest[:1], largest[1:])
+    smallest, largest = log_variances(schedule, variance_type)
 
     def at_t(numbers: np.ndarray) -> jax.Array:
         return broadcast(jnp.asarray(numbers, x_t.dtype)[t])
 
     mean = at_t(steps.from_x_0) * x_0_hat + at_t(steps.from_x_t) * x_t
     return mean, log_variance(variance_type, at_t(smallest), at_t(largest), extra)
+
+
+def log_probability_of_levels(x_0: Array, mean: Any, log_variance: Any, cdf: str = "tanh") -> jax.Array:
+    """Return the log of a Gaussian's mass on the bin of x_0, one of 256 in [-1, 1]; the outer two are open.
+
+    (Ho et al. 2020, eq. 13.)
+
+    Args:
+        x_0: values k / 127.5 - 1; their bins reach 1/255 to either side.
+        mean, log_variance: of p(x_0 | x_t), as from `p_step`.
+        cdf: of the normal distribution. "tanh": the approximation (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2 that
+            Ho et al.'s numbers were computed with, and a mass of at least 1e-12. "exact": the function itself, without
+            a least mass.
+
+    Example:
+        >>> levels = np.arange(256) / 127.5 - 1
+        >>> [round(float(jnp.exp(log_probability_of_levels(levels, 0.3, -4.0, cdf)).sum()), 4) for cdf in CDFS]
+        [1.0, 1.0]
+    """
+    scale = jnp.exp(-log_variance / 2)
+    upper, lower = (x_0 - mean + 1 / 255) * scale, (x_0 - mean - 1 / 255) * scale
+    if cdf == "exact":
+        # the mass between two points is that between their negatives: below 0 the function keeps its digits
+        flipped = upper + lower > 0
+        high, low = jnp.where(flipped, -lower, upper), jnp.where(flipped, -upper, lower)
+        log_high, log_low = jax.scipy.special.log_ndtr(high), jax.scipy.special.log_ndtr(low)
+        inside = log_high + jnp.log(-jnp.expm1(jnp.minimum(log_low - log_high, -1e-30)))
+        below, above = jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(-lower)
+        return jnp.where(x_0 < -0.999, below, jnp.where(x_0 > 0.999, above, inside))
+
+    def cumulative(x):
+        return (1 + jnp.tanh(np.sqrt(2 / np.pi).astype(np.float32) * (x + 0.044715 * x**3))) / 2
+
+    above, below = cumulative(upper), cumulative(lower)
+    mass = jnp.where(x_0 < -0.999, above, jnp.where(x_0 > 0.999, 1 - below, above - below))
+    return jnp.log(jnp.maximum(mass, 1e-12))
