@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ddpm_jax import compilation, pixels, reverse
 from ddpm_jax.config import Config
 from ddpm_jax.config.schedulers import record_of
-from ddpm_jax.likelihood.job import prepare
+from ddpm_jax.likelihood.job import check_model, prepare
 from ddpm_jax.likelihood.program import Rows, Static, Terms, prior_of, rows_of, run_terms
 from ddpm_jax.params import Params
 from ddpm_jax.types import Array, Float, Frames, Images, Labels, Number, RandomKey
@@ -202,7 +202,12 @@ def transmit(
 
 
 def rows_of_bound(params: Params, variance_type: VarianceType | None) -> Rows:
-    """Return the rows of all timesteps of a checkpoint's schedule."""
+    """Return the rows of all timesteps of a checkpoint's schedule.
+
+    Raises:
+        TypeError, ValueError: as `bits_per_dim`, of params and the variance.
+    """
+    check_model(params)
     return rows_of(params.config.schedule, variance_type_of(params.config, variance_type))
 
 

@@ -63,14 +63,8 @@ def prepare(
     Raises:
         TypeError, ValueError: as `bits_per_dim`.
     """
-    check_params(params)
-    unet, schedule = params.config.unet, params.config.schedule
-    unet.check_prediction()
-    check(
-        schedule.kind == "vp",
-        f"Likelihoods are those of variance-preserving schedules (`kind` 'vp'), not of {schedule.kind!r}. Take a DDPM "
-        "checkpoint.",
-    )
+    check_model(params)
+    unet = params.config.unet
     check_images("x_0", unet, x_0)
     check(len(x_0) > 0, f"`x_0` has shape {tuple(x_0.shape)}; it must hold at least one image.")
     if on_levels and not isinstance(x_0, jax.core.Tracer):
@@ -93,6 +87,18 @@ def prepare(
     quick = batch.quick and not winograd.is_transformed(weights)
     indices, x_0, labels = split
     return Batch(weights, key, indices, x_0, labels, batch.count, quick)
+
+
+def check_model(params: Params) -> None:
+    """Refuse anything but Params of a variance-preserving process, whose output is a prediction."""
+    check_params(params)
+    params.config.unet.check_prediction()
+    kind = params.config.schedule.kind
+    check(
+        kind == "vp",
+        f"Likelihoods are those of variance-preserving schedules (`kind` 'vp'), not of {kind!r}. Take a DDPM's "
+        "checkpoint.",
+    )
 
 
 def _check_levels(x_0: np.ndarray) -> None:

@@ -150,11 +150,10 @@ def run_terms(
     def step(carry, xs):
         row, projection, slot = xs
         x_t, frames = carry
-        row = Rows(*map(broadcast, row))
-        draw = noise(row.draw)
+        t, draw = row.t, noise(row.draw)
+        row = Rows(row.t, row.draw, *map(broadcast, row[2:]))
         if not static.joint:
             x_t = row.signal * x_0 + row.sigma * draw
-        t = row.t if row.t.ndim == 0 else row.t[:, 0, 0, 0]
         out = hoist.run(unet, weights, x_t, t, labels, projection)
         out, extra = out[..., : x_0.shape[-1]], out[..., x_0.shape[-1] :]
         x_0_hat = row.a * x_t + row.b * out
@@ -189,7 +188,7 @@ def _nats(static: Static, row: Rows, x_0: jax.Array, x_t: jax.Array, x_0_hat: ja
     divergence = spread + shift**2 * jnp.exp(-p_log_variance) / 2
     p_mean = row.from_x_0 * x_0_hat + row.from_x_t * x_t
     decoder = -reverse.log_probability_of_levels(x_0, p_mean, p_log_variance, static.decoder)
-    return jnp.where(row.t == 0, decoder, divergence)
+    return jnp.where(broadcast(row.t) == 0, decoder, divergence)
 
 
 def _spread(difference: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.likelihood.bound import Decoder, VarianceType, call_terms, rows_of_bound
-from ddpm_jax.params import Params, check_params
+from ddpm_jax.params import Params
 from ddpm_jax.random_keys import image_keys, image_numbers
 from ddpm_jax.schedule import alphas_cumprod
 from ddpm_jax.types import Array, Images, Labels, Number, RandomKey
@@ -73,7 +73,6 @@ def estimate_bits_per_dim(
         >>> found.total.shape, found.num_evals
         ((2,), 9)
     """
-    check_params(params)
     num_draws = as_integer("num_draws", num_draws)
     check(num_draws >= 2 and num_draws % 2 == 0, f"`num_draws` must be even and at least 2, not {num_draws}.")
     rows = rows_of_bound(params, variance_type)
