@@ -206,8 +206,7 @@ def rate_distortion(
         TypeError, ValueError: as `bits_per_dim`; images that are no bytes.
 
     Example:
-        >>> images = np.zeros((3, 16, 16, 1), np.uint8)
-        >>> curve = rate_distortion(ddpm_jax.load("digits-16"), jax.random.key(0), images, batch_size=3)
+        >>> curve = rate_distortion(params, key, np.zeros((3, 8, 8, 1), np.uint8), batch_size=2)
         >>> bool(np.isclose(curve.rate.mean[-1] + curve.distortion.mean, curve.total.mean))
         True
     """
@@ -258,8 +257,7 @@ def decode_progressively(
         TypeError, ValueError: as `bits_per_dim`; timesteps that do not fall.
 
     Example:
-        >>> images = np.zeros((2, 16, 16, 1), np.uint8)
-        >>> seen = decode_progressively(ddpm_jax.load("digits-16"), jax.random.key(0), images, timesteps=(999, 99, 0))
+        >>> seen = decode_progressively(params, key, np.zeros((2, 8, 8, 1), np.uint8), timesteps=(5, 3, 0))
         >>> path = plotting.gif(seen.x_0_hat, "decoding.gif")  # doctest: +SKIP
         >>> seen.rate.shape
         (3, 2)

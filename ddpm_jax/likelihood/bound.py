@@ -95,8 +95,7 @@ def bits_per_dim(
             fit the network; a schedule that is not variance-preserving.
 
     Example:
-        >>> x_0 = np.zeros((2, 16, 16, 1), np.float32) - 1
-        >>> bits_per_dim(ddpm_jax.load("digits-16"), jax.random.key(0), x_0).shape
+        >>> bits_per_dim(params, key, np.full((2, 8, 8, 1), -1.0, np.float32)).shape
         (2,)
     """
     return bound_terms(
@@ -130,9 +129,9 @@ def bound_terms(
         TypeError, ValueError: as `bits_per_dim`.
 
     Example:
-        >>> x_0 = np.zeros((2, 16, 16, 1), np.float32) - 1
-        >>> bound_terms(ddpm_jax.load("digits-16"), jax.random.key(0), x_0).terms.shape
-        (2, 1000)
+        >>> bound = bound_terms(params, key, np.full((2, 8, 8, 1), -1.0, np.float32))
+        >>> bound.terms.shape, params.config.schedule.num_train_timesteps
+        ((2, 6), 6)
     """
     rows = rows_of_bound(params, variance_type)
     found = call_terms(
@@ -173,10 +172,9 @@ def transmit(
         TypeError, ValueError: as `bits_per_dim`; timesteps that do not fall, or outside the schedule.
 
     Example:
-        >>> x_0 = np.zeros((1, 16, 16, 1), np.float32) - 1
-        >>> sent = transmit(ddpm_jax.load("digits-16"), jax.random.key(0), x_0, timesteps=(999, 100, 0))
+        >>> sent = transmit(params, key, np.full((2, 8, 8, 1), -1.0, np.float32), timesteps=(5, 3, 0))
         >>> sent.x_0_hat.shape, sent.bound.terms.shape
-        ((3, 1, 16, 16, 1), (1, 1000))
+        ((3, 2, 8, 8, 1), (2, 6))
     """
     rows = Rows(*(column[::-1] for column in rows_of_bound(params, variance_type)))
     count = len(rows.t)

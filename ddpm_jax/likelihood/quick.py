@@ -68,10 +68,9 @@ def estimate_bits_per_dim(
         TypeError, ValueError: as `bits_per_dim`; an odd num_draws, another length or sign of `proposal`.
 
     Example:
-        >>> x_0 = np.zeros((2, 16, 16, 1), np.float32) - 1
-        >>> found = estimate_bits_per_dim(ddpm_jax.load("digits-16"), jax.random.key(0), x_0, num_draws=8)
+        >>> found = estimate_bits_per_dim(params, key, np.full((2, 8, 8, 1), -1.0, np.float32), num_draws=4)
         >>> found.total.shape, found.num_evals
-        ((2,), 9)
+        ((2,), 5)
     """
     num_draws = as_integer("num_draws", num_draws)
     check(num_draws >= 2 and num_draws % 2 == 0, f"`num_draws` must be even and at least 2, not {num_draws}.")
