@@ -41,27 +41,27 @@ class Average(NamedTuple):
     def of(cls, values: Array) -> "Average":
         """Return the mean over the first axis, in float64."""
         values = np.asarray(values, np.float64)
-        mean = values.mean(0)
-        return cls(len(values), mean, ((values - mean) ** 2).sum(0))
+        mean = np.asarray(values.mean(0))
+        return cls(len(values), mean, np.asarray(((values - mean) ** 2).sum(0)))
 
     @property
     def standard_error(self) -> np.ndarray:
         """The error of the mean; NaN for a single image."""
         if self.count < 2:
             return np.full_like(self.mean, np.nan)
-        return np.sqrt(self.squares / (self.count - 1) / self.count)
+        return np.asarray(np.sqrt(self.squares / (self.count - 1) / self.count))
 
     def merged(self, other: "Average") -> "Average":
         """Return the mean over the images of both (Chan et al. 1979).
 
         Example:
-            >>> Average.of([1.0, 2.0]).merged(Average.of([6.0])).mean.item()
+            >>> Average.of(np.array([1.0, 2.0])).merged(Average.of(np.array([6.0]))).mean.item()
             3.0
         """
         count = self.count + other.count
         away = other.mean - self.mean
         squares = self.squares + other.squares + away**2 * self.count * other.count / count
-        return Average(count, self.mean + away * other.count / count, squares)
+        return Average(count, np.asarray(self.mean + away * other.count / count), np.asarray(squares))
 
 
 class RateDistortion(NamedTuple):

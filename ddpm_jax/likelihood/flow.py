@@ -77,7 +77,7 @@ def log_likelihood(
         MissingExtra, TypeError, ValueError, RuntimeError: as `flow_likelihood`.
 
     Example:
-        >>> log_likelihood(params, key, np.full((2, 8, 8, 1), -1.0, np.float32)).shape
+        >>> log_likelihood(params, key, np.full((2, 8, 8, 1), -1.0, np.float32)).shape  # doctest: +SKIP
         (2,)
     """
     return flow_likelihood(
@@ -136,8 +136,8 @@ def flow_likelihood(
     seen, and takes levels 1/128 apart: its offset is 7 bits, here log2(127.5) = 6.994.
 
     Example:
-        >>> found = flow_likelihood(params, key, np.full((2, 8, 8, 1), -1.0, np.float32))
-        >>> found.bits_per_dim.shape
+        >>> found = flow_likelihood(params, key, np.full((2, 8, 8, 1), -1.0, np.float32))  # doctest: +SKIP
+        >>> found.bits_per_dim.shape  # doctest: +SKIP
         (2,)
     """
     need("diffrax", "eval", "The likelihood by the probability flow")
