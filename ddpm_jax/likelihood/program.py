@@ -52,19 +52,19 @@ class Rows(NamedTuple):
         spread: what a fixed variance adds to the divergence, in nats; 0 for a learned one.
     """
 
-    t: Array
-    draw: Array
-    signal: Array
-    sigma: Array
-    a: Array
-    b: Array
-    c: Array
-    d: Array
-    from_x_0: Array
-    from_x_t: Array
-    smallest: Array
-    largest: Array
-    spread: Array
+    t: Any
+    draw: Any
+    signal: Any
+    sigma: Any
+    a: Any
+    b: Any
+    c: Any
+    d: Any
+    from_x_0: Any
+    from_x_t: Any
+    smallest: Any
+    largest: Any
+    spread: Any
 
     def at(self, t: np.ndarray, draw: np.ndarray) -> "Rows":
         """Return the rows of timesteps [n] or [n, b] with other numbers of their noise, [n]."""
@@ -121,7 +121,7 @@ def run_terms(
     key: jax.Array,
     indices: Array,
     x_0: jax.Array,
-    labels: Array | None,
+    labels: Any,
     rows: Rows,
     prior: Array,
     clip: Array,
@@ -151,7 +151,7 @@ def run_terms(
         row, projection, slot = xs
         x_t, frames = carry
         t, draw = row.t, noise(row.draw)
-        row = Rows(row.t, row.draw, *map(broadcast, row[2:]))
+        row = Rows(row.t, row.draw, *map(broadcast, row[2:]))  # coefficients that multiply images
         if not static.joint:
             x_t = row.signal * x_0 + row.sigma * draw
         out = hoist.run(unet, weights, x_t, t, labels, projection)
@@ -176,7 +176,8 @@ def run_terms(
     (_, frames), columns = jax.lax.scan(step, (first, kept), (rows, projections, slots))
     L_T = bits((prior[0] * x_0**2 + prior[1]) / 2)
     batch = slice(static.batch_size)
-    return Terms(L_T[batch], *(column.T[batch] for column in columns), frames[:, batch])
+    terms, mse, eps_mse = (column.T[batch] for column in columns)
+    return Terms(L_T[batch], terms, mse, eps_mse, frames[:, batch])
 
 
 def _nats(static: Static, row: Rows, x_0: jax.Array, x_t: jax.Array, x_0_hat: jax.Array, extra: jax.Array) -> jax.Array:

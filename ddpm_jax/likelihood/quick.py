@@ -68,8 +68,9 @@ def estimate_bits_per_dim(
         TypeError, ValueError: as `bits_per_dim`; an odd num_draws, another length or sign of `proposal`.
 
     Example:
-        >>> found = estimate_bits_per_dim(params, key, np.full((2, 8, 8, 1), -1.0, np.float32), num_draws=4)
-        >>> found.total.shape, found.num_evals
+        >>> x_0 = np.full((2, 8, 8, 1), -1.0, np.float32)
+        >>> found = estimate_bits_per_dim(params, key, x_0, num_draws=4)  # doctest: +SKIP
+        >>> found.total.shape, found.num_evals  # doctest: +SKIP
         ((2,), 5)
     """
     num_draws = as_integer("num_draws", num_draws)
