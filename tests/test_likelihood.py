@@ -1,5 +1,9 @@
 """The variational bound: against the paper's equations in float64, closed forms, and quadrature."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -339,6 +343,45 @@ def test_no_signal_at_the_end_is_fine_for_v():
     schedule = ScheduleConfig(rescale_betas_zero_snr=True, prediction_type="v_prediction", **SHORT)
     assert all(np.isfinite(column).all() for column in likelihood.program.rows_of(schedule, "fixed_small"))
     np.testing.assert_array_equal(likelihood.program.prior_of(schedule), 0)
+
+
+EIGHT_DEVICES = """
+import sys
+sys.path[:0] = {path!r}
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+from conftest import small_params
+from ddpm_jax import likelihood
+from ddpm_jax.config import ScheduleConfig
+
+params = small_params(schedule=ScheduleConfig(num_train_timesteps=6, beta_start=0.01, beta_end=0.4))
+x_0, key = np.load({folder!r} + "/x_0.npy"), jax.random.key(3)
+bound = likelihood.bound_terms(params, key, x_0)
+quick = likelihood.estimate_bits_per_dim(params, key, x_0, num_draws=4)
+flow = likelihood.flow_likelihood(params, key, x_0, rtol=1e-2, atol=1e-3)
+eight = np.concatenate([x_0, x_0, x_0])[:8]
+assert len(likelihood.bound_terms(params, key, eight).total.sharding.device_set) == 8
+np.savez({folder!r} + "/found.npz", terms=bound.terms, quick=quick.total, flow=flow.bits_per_dim)
+"""
+
+
+@pytest.mark.slow
+def test_on_eight_devices(tmp_path):
+    """Three images, padded to eight and cut, are those of one device."""
+    pytest.importorskip("diffrax")
+    params, x_0 = small_params(schedule=ScheduleConfig(**SHORT)), images(3)
+    np.save(tmp_path / "x_0.npy", x_0)
+    program = EIGHT_DEVICES.format(path=[str(Path(__file__).parent)], folder=str(tmp_path))
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = np.load(tmp_path / "found.npz")
+    # another batch on each device sums convolutions in another order
+    np.testing.assert_allclose(found["terms"], likelihood.bound_terms(params, KEY, x_0).terms, rtol=1e-3)
+    quick = likelihood.estimate_bits_per_dim(params, KEY, x_0, num_draws=4)
+    np.testing.assert_allclose(found["quick"], quick.total, rtol=1e-3)
+    flow = likelihood.flow_likelihood(params, KEY, x_0, rtol=1e-2, atol=1e-3)
+    np.testing.assert_allclose(found["flow"], flow.bits_per_dim, rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The compiled program of the variational bound: one scan over timesteps, whose tables and weights are arguments."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
