@@ -16,6 +16,7 @@ import ddpm_jax
 from ddpm_jax import likelihood, reverse
 from ddpm_jax.config import SamplerConfig, ScheduleConfig
 from ddpm_jax.images.source import centred, open_source
+from ddpm_jax.likelihood import program
 from ddpm_jax.models import hoist
 
 KEY = jax.random.key(3)
@@ -145,6 +146,13 @@ def test_every_term_is_the_papers(known_network, variance_type, prediction_type,
     noise = np.stack([drawn(x_0, t, first_index=5) for t in range(6)])
     agrees(found, ho_bound(schedule, noise=noise, x_0=x_0, net_fn=net_fn, **knobs))
     np.testing.assert_array_equal(ddpm_jax.bits_per_dim(params, KEY, x_0, first_index=5, **knobs), found.total)
+
+
+def test_variances_that_nearly_agree():
+    """(e^d - 1 - d) / 2 keeps its digits in float32 at every d: the true value is d^2 / 4 for small ones."""
+    d = np.concatenate([-np.geomspace(1e-5, 5, 40), np.geomspace(1e-5, 5, 40)])
+    expected = (np.expm1(d) - d) / 2  # float64: 1e-16 / d, 1e-6 of d^2 / 2 at 1e-5
+    np.testing.assert_allclose(program._spread(jnp.asarray(d, jnp.float32)), expected, rtol=1e-5)
 
 
 def test_a_real_network():
@@ -341,8 +349,8 @@ def test_schedules_without_a_bound():
 
 def test_no_signal_at_the_end_is_fine_for_v():
     schedule = ScheduleConfig(rescale_betas_zero_snr=True, prediction_type="v_prediction", **SHORT)
-    assert all(np.isfinite(column).all() for column in likelihood.program.rows_of(schedule, "fixed_small"))
-    np.testing.assert_array_equal(likelihood.program.prior_of(schedule), 0)
+    assert all(np.isfinite(column).all() for column in program.rows_of(schedule, "fixed_small"))
+    np.testing.assert_array_equal(program.prior_of(schedule), 0)
 
 
 EIGHT_DEVICES = """
@@ -372,8 +380,8 @@ def test_on_eight_devices(tmp_path):
     pytest.importorskip("diffrax")
     params, x_0 = small_params(schedule=ScheduleConfig(**SHORT)), images(3)
     np.save(tmp_path / "x_0.npy", x_0)
-    program = EIGHT_DEVICES.format(path=[str(Path(__file__).parent)], folder=str(tmp_path))
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    text = EIGHT_DEVICES.format(path=[str(Path(__file__).parent)], folder=str(tmp_path))
+    result = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     found = np.load(tmp_path / "found.npz")
     # another batch on each device sums convolutions in another order

@@ -60,6 +60,15 @@ def test_rate_and_distortion_are_the_whole(curve):
     assert curve.rmse_at(middle) == pytest.approx((curve.rmse.mean[1] + curve.rmse.mean[2]) / 2)
 
 
+def test_beside_other_codecs_at_equal_bits(curve):
+    bits = [float(curve.rate.mean[place]) for place in (1, 4)]
+    point = compression.CodecPoint("jpeg", 10, bits[1], bits[0], 20.0, 410.0, 3)
+    (row,) = curve.beside([point])
+    assert row["model_rmse"] == pytest.approx(curve.rmse.mean[4])
+    assert row["model_rmse_at_payload"] == pytest.approx(curve.rmse.mean[1])
+    assert (row["codec"], row["quality"], row["rmse"]) == ("jpeg", 10, 20.0)
+
+
 def test_parts_merge_into_the_whole(curve):
     """As a stopped evaluation that goes on, by way of JSON."""
     params = small_params(schedule=SHORT)

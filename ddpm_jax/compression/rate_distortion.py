@@ -121,6 +121,21 @@ class RateDistortion(NamedTuple):
             return 0.0
         return float(np.interp(bits_per_dim, self.rate.mean, self.rmse.mean))
 
+    def beside(self, points: Iterable[CodecPoint]) -> list[dict[str, Any]]:
+        """Return the model's RMSE beside that of other codecs, at the bits/dim of their whole files and payloads."""
+        return [
+            {
+                "codec": point.codec,
+                "quality": point.quality,
+                "bits_per_dim": point.bits_per_dim,
+                "payload_bits_per_dim": point.payload_bits_per_dim,
+                "rmse": point.rmse,
+                "model_rmse": self.rmse_at(point.bits_per_dim),
+                "model_rmse_at_payload": self.rmse_at(point.payload_bits_per_dim),
+            }
+            for point in points
+        ]
+
     def merged(self, other: "RateDistortion") -> "RateDistortion":
         """Return the curve over the images of both, which must be different ones.
 

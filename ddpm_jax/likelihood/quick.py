@@ -3,7 +3,8 @@
     sum_{t > 0} L_t = E_{t ~ p}[L_t / p(t)]
 
 p is to be nearly proportional to L_t (Nichol & Dhariwal 2021, section 3.3, where it is sqrt(E[L_t^2])). L_T and L_0 are
-always evaluated. Draws are stratified: one half of p's mass after the other, two draws in each part.
+always evaluated. Draws are stratified: p's mass is cut into equal parts, and two timesteps are drawn from each, whose
+difference tells the error.
 """
 
 from typing import Any, NamedTuple, SupportsIndex
