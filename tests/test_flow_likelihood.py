@@ -22,6 +22,16 @@ KEY = jax.random.key(4)
 SCHEDULE = even_log_snr(50)
 
 
+@pytest.fixture(autouse=True)
+def optimised():
+    """Compile as users do: without optimisations (conftest), XLA of jax 0.8 never ends diffrax's loop."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    if jax.__version_info__ < (0, 9):
+        jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def log_density(model, x):
     """log p of x_t / signal at t = 0: the data with that much noise, in nats an image."""
     ratio = np.sqrt((1 - model.alpha_bar[0]) / model.alpha_bar[0])

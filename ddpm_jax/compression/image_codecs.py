@@ -30,6 +30,7 @@ class Codec(NamedTuple):
 CODECS = {
     "png": Codec("PNG", {"optimize": True}),
     "jpeg": Codec("JPEG", {"optimize": True}, lossy=True),
+    "jpeg-444": Codec("JPEG", {"optimize": True, "subsampling": "4:4:4"}, lossy=True),  # colour is not subsampled
     "webp": Codec("WEBP", {"method": 6}, lossy=True),
     "webp-lossless": Codec("WEBP", {"lossless": True, "quality": 100, "method": 6}),
 }
