@@ -188,7 +188,7 @@ class Decoding(NamedTuple):
         frames = np.asarray(self.x_0_hat)
         count, batch = frames.shape[:2]
         tiles = frames.swapaxes(0, 1).reshape(batch * count, *frames.shape[2:])
-        captions = [f"{rate:.2g}" if rate < 0.1 else f"{rate:.2f}" for rate in self.rate.T.ravel()]
+        captions = [f"{rate:.2f}" if rate >= 0.1 else f"{rate:.3f}" for rate in self.rate.T.ravel()]
         return plotting.grid(tiles, columns=count, captions=captions)
 
 
