@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -183,6 +184,21 @@ def strip(frames: Array) -> np.ndarray:
     return grid(rows, columns=count)
 
 
+class Panel(NamedTuple):
+    """One of the drawings of `panels`.
+
+    Attributes:
+        lines: the points (x, y) of each curve by its name.
+        x_label, y_label: labels of the axes.
+        log_y: whether the y axis is logarithmic; then y must be above 0.
+    """
+
+    lines: Mapping[str, Sequence[tuple[Number, Number]]]
+    x_label: str
+    y_label: str
+    log_y: bool = False
+
+
 def curves(lines: Mapping[str, Sequence[tuple[Number, Number]]], path: Path, *, x_label: str, y_label: str) -> Path:
     """Draw curves with a logarithmic y axis; needs matplotlib.
 
@@ -197,17 +213,37 @@ def curves(lines: Mapping[str, Sequence[tuple[Number, Number]]], path: Path, *, 
         >>> curves({"loss": [(0, 1.0), (1, 0.5)]}, path, x_label="step", y_label="loss").name
         'loss.png'
     """
+    return panels([Panel(lines, x_label, y_label, log_y=True)], path)
+
+
+def panels(drawings: Sequence[Panel], path: Path) -> Path:
+    """Draw panels side by side; needs matplotlib.
+
+    Args:
+        drawings: from left to right. The first curve of each is drawn thicker; a legend names several.
+        path: the PNG to write.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.png"
+        >>> panels([Panel({"a": [(0, 1.0)]}, "x", "y"), Panel({"b": [(0, 0.0)]}, "x", "z")], path).name
+        'two.png'
+    """
     need("matplotlib", "plot", "Drawing curves")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(yscale="log", xlabel=x_label, ylabel=y_label)
-    for name, points in lines.items():
-        x, y = np.asarray(points, np.float64).T
-        axes.plot(x, y, label=name, linewidth=2 if name == next(iter(lines)) else 1)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    width = 8 if len(drawings) == 1 else 5 * len(drawings)
+    figure = Figure(figsize=(width, 4.5), layout="constrained")
+    for place, panel in enumerate(drawings):
+        scale = "log" if panel.log_y else "linear"
+        axes = figure.add_subplot(1, len(drawings), place + 1, yscale=scale, xlabel=panel.x_label, ylabel=panel.y_label)
+        for name, points in panel.lines.items():
+            x, y = np.asarray(points, np.float64).T
+            axes.plot(x, y, label=name, linewidth=2 if name == next(iter(panel.lines)) else 1)
+        axes.grid(alpha=0.3)
+        if len(panel.lines) > 1 or len(drawings) == 1:
+            axes.legend()
     with whole_file(path) as partial:
         FigureCanvasAgg(figure).print_png(partial)
     return path

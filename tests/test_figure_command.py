@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from conftest import small_params
 from PIL import Image
+from scipy.spatial.distance import cdist
 from test_cli import fails, run
 
 import ddpm_jax
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.evaluation import figures, pictures
 from ddpm_jax.evaluation.neighbours import nearest_neighbours
+from ddpm_jax.likelihood import bits_per_dim
 from ddpm_jax.samplers import DDPM
 
 KEY = jax.random.key(3)
@@ -95,6 +97,30 @@ def test_neighbours(capsys, params, folder):
     np.testing.assert_allclose([float(text) for text in printed], found.distances[:, 0] / 255, rtol=2e-3)  # 4 digits
 
 
+def test_quality(capsys, params, folder):
+    out = run(
+        *(capsys, "figure", "quality", "model", *WORDS, "--data", "photos.npz", "--num-images", 3, "--num-frames", 3),
+        *("--batch-size", 3),
+    ).out
+    path = ddpm_jax.sample_path(params, KEY, 3, num_frames=3, sampler=SAMPLER)
+    vectors = lambda images: images.reshape(len(images), -1).astype(np.float64) / 255
+    real, fake = vectors(folder), vectors(ddpm_jax.to_uint8(path.x_0_hat[-1]))
+    within = lambda x: cdist(x, x).sum() / (len(x) * (len(x) - 1))
+    expected = 2 * cdist(real, fake).mean() - within(real) - within(fake)
+    printed = re.search(r"energy distance: .* after 1, .* after 3, (\S+) after 6 steps", out)[1]
+    assert float(printed) == pytest.approx(expected, rel=1e-2)  # bytes that round the other way
+    with Image.open("quality.png") as image:
+        assert image.size == (800, 450)
+
+
+def test_bound(capsys, params, folder):
+    out = run(capsys, "figure", "bound", "model", "--seed", 3, "--data", "photos.npz", "--num-images", 3).out
+    x_0 = folder[[0, 29, 59]] / np.float32(127.5) - 1
+    total = bits_per_dim(params, KEY, x_0).mean()
+    assert float(re.search(r"([\d.]+) bits/dim", out)[1]) == pytest.approx(float(total), rel=1e-4)
+    assert Image.open("bound.png").size == (800, 450)
+
+
 def test_memorisation(capsys, folder):
     held_out = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 1), np.uint8)
     np.savez("held_out.npz", images=held_out)
@@ -132,6 +158,7 @@ def test_memorisation(capsys, folder):
             ("--data", "photos.npz", "--held-out", "photos.npz"),
             "--held-out has 60 images, by which a rate of 0.01 cannot be told: give at least 99",
         ),
+        ("bound", ("--data", "photos.npz"), "--sampler acts on progressive, .*; in bound 'ddpm' would do nothing"),
         ("nothing", (), "invalid choice"),
     ],
 )

@@ -12,6 +12,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from ddpm_jax import pixels, progress
 from ddpm_jax.cli.arguments import at_size, choose_sampler, class_of
 from ddpm_jax.cli.compile_cache import keep_compiled
+from ddpm_jax.extras import need
 from ddpm_jax.files import check_local
 from ddpm_jax.random_keys import key_from_seed
 from ddpm_jax.validation import check
@@ -24,6 +25,8 @@ Name = Literal[
     "shared-latents",
     "interpolation",
     "coarse-to-fine",
+    "quality",
+    "bound",
     "neighbours",
     "memorisation",
 ]
@@ -64,6 +67,7 @@ def figure(
     timesteps: tuple[float, ...] | None = None,
     num_neighbours: int = 8,
     features: str = "pixels",
+    metric: Literal["energy", "fid"] = "energy",
     level: float = 0.01,
     batch_size: int = 16,
     seed: int = 0,
@@ -85,19 +89,22 @@ def figure(
     Args:
         name: progressive, x_0_hat on the way (figures 6, 14); shared-latents, samples that go on from one x_t (7);
             interpolation, mixtures of noisy images (8); coarse-to-fine, mixtures at several levels of noise (9);
+            quality, a metric of x_0_hat after each of some steps (10); bound, the terms of the variational bound;
             neighbours, samples beside the nearest training images (12, 15); memorisation, the samples that are most
             like one training image, and which are flagged as copies.
         model: a hub id or a folder; the package's demo if left out.
         out: the PNG to write, NAME.png if left out.
-        data: a folder, an .npz, an .npy, or `digits`: the training images, or those that are mixed, the first half with
-            the second.
+        data: a folder, an .npz, an .npy, or `digits`: the training images; the real ones, of `quality` and `bound`; or
+            those that are mixed, the first half with the second.
         held_out: real images that the model was not trained on.
-        num_images: rows of the figure (pairs, of `interpolation`), or samples that are looked at (`memorisation`).
-        num_frames: columns of `progressive`.
+        num_images: rows of the figure (pairs, of `interpolation`), samples that are looked at (`memorisation`) or
+            measured (`quality`), or images whose bound is taken.
+        num_frames: columns of `progressive`, points of `quality`.
         num_samples: that go on from each x_t.
         timesteps: where images are noisy; the nearest ones that the sampler visits are taken.
         num_neighbours: of each sample.
         features: the extractor whose features are compared.
+        metric: the distance of x_0_hat to the data: the energy distance or the FID of the features.
         level: the highest rate at which held-out images are flagged.
         batch_size: samples per run of the program.
         seed: of the random key.
@@ -134,12 +141,13 @@ def figure(
     pixels.check_channels(params.config.unet.in_channels)
     chosen = choose_sampler(sampler, steps, set, params.config)
     label, _ = class_of(class_label, params.config)
-    print(f"{name} by {chosen.text}, seed {seed}.")
-    used = {option: options[option] for option in _FIGURES[name].options}
+    acts = "sampler" in _FIGURES[name].options
+    print(f"{name}{f' by {chosen.text}' * acts}, seed {seed}.")
+    used = {option: options[option] for option in _FIGURES[name].options if option not in _OF_SAMPLER}
     record = {
         "figure": name,
         "model": where.source.get("model"),
-        "sampler": chosen.text,
+        "sampler": chosen.text if acts else None,
         "seed": seed,
         "class_label": label,
     } | used
@@ -246,6 +254,53 @@ def _memorisation(task: _Task, out: Path) -> None:
     _write(task, out, pictures.beside_neighbours(images[lowest], training, scores.nearest[lowest, None], titles))
 
 
+def _quality(task: _Task, out: Path) -> None:
+    from ddpm_jax import plotting
+    from ddpm_jax.evaluation import figures, metrics
+    from ddpm_jax.evaluation.copies import features_of
+    from ddpm_jax.evaluation.features import extractor
+
+    need("matplotlib", "plot", "Drawing curves")
+    made_by, count = extractor(task.options.features), task.options.num_images or 256
+    real = features_of(_images(task, "data", None, least=2), made_by)
+    measure = {"energy": metrics.energy_distance, "fid": metrics.fid}[task.options.metric]
+    with progress.bar(count, unit="samples", leave=False) as bar:
+        found = figures.quality_over_steps(
+            *(task.params, task.key, count),
+            extractor=made_by,
+            metric=lambda fake: measure(real, fake),
+            batch_size=task.options.batch_size,
+            num_frames=task.options.num_frames,
+            sampler=task.sampler,
+            class_labels=task.class_label,
+            watch=lambda done: bar.update(done - bar.n),
+        )
+    points = list(zip(found.steps.tolist(), found.values.tolist(), strict=True))
+    label = {"energy": "energy distance", "fid": "FID"}[task.options.metric]
+    print(f"{label}: {', '.join(f'{value:.4g} after {steps}' for steps, value in points)} steps.")
+    lines = {f"{made_by.name}, {count} images": points}
+    log_y = min(found.values) > 0  # an unbiased distance may be negative
+    plotting.panels([plotting.Panel(lines, "steps done", f"{label} of x_0_hat", log_y=log_y)], out)
+
+
+def _bound(task: _Task, out: Path) -> None:
+    from ddpm_jax import plotting
+    from ddpm_jax.evaluation import figures
+    from ddpm_jax.likelihood import bound_terms
+
+    need("matplotlib", "plot", "Drawing curves")
+    images = _images(task, "data", task.options.num_images or 16, least=1)
+    x_0, size, found = np.asarray(pixels.data_from_bytes(images, (-1, 1))), task.options.batch_size, []
+    with progress.bar(len(images), unit="images", leave=False) as bar:
+        for first in range(0, len(images), size):
+            batch = x_0[first : first + size]
+            found.append(bound_terms(task.params, task.key, batch, task.class_label, first_index=first))
+            bar.update(len(batch))
+    total, terms = (np.concatenate([getattr(bound, name) for bound in found]) for name in ("total", "terms"))
+    print(f"{total.mean():.4f} bits/dim, of which {terms[:, 1:].sum(1).mean():.4f} are rate.")
+    plotting.curves(figures.bound_curves(terms), out, x_label="t", y_label="bits/dim of L_t")
+
+
 def _scores(images: np.ndarray, training: np.ndarray, made_by: Any, what: str) -> Any:
     from ddpm_jax.evaluation.copies import copy_scores
 
@@ -253,13 +308,22 @@ def _scores(images: np.ndarray, training: np.ndarray, made_by: Any, what: str) -
         return copy_scores(images, training, extractor=made_by, watch=lambda done: bar.update(done - bar.n))
 
 
+_OF_SAMPLER = ("sampler", "steps", "set")
 _FIGURES = {
-    "progressive": _Figure(_progressive, ("num_images", "num_frames")),
-    "shared-latents": _Figure(_shared_latents, ("num_samples", "timesteps")),
-    "interpolation": _Figure(_interpolation, ("data", "num_images", "timesteps")),
-    "coarse-to-fine": _Figure(_coarse_to_fine, ("data", "timesteps")),
-    "neighbours": _Figure(_neighbours, ("data", "num_images", "num_neighbours", "features", "batch_size")),
-    "memorisation": _Figure(_memorisation, ("data", "held_out", "num_images", "features", "level", "batch_size")),
+    "progressive": _Figure(_progressive, ("num_images", "num_frames", *_OF_SAMPLER)),
+    "shared-latents": _Figure(_shared_latents, ("num_samples", "timesteps", *_OF_SAMPLER)),
+    "interpolation": _Figure(_interpolation, ("data", "num_images", "timesteps", *_OF_SAMPLER)),
+    "coarse-to-fine": _Figure(_coarse_to_fine, ("data", "timesteps", *_OF_SAMPLER)),
+    "quality": _Figure(
+        _quality, ("data", "num_images", "num_frames", "features", "metric", "batch_size", *_OF_SAMPLER)
+    ),
+    "bound": _Figure(_bound, ("data", "num_images", "batch_size")),
+    "neighbours": _Figure(
+        _neighbours, ("data", "num_images", "num_neighbours", "features", "batch_size", *_OF_SAMPLER)
+    ),
+    "memorisation": _Figure(
+        _memorisation, ("data", "held_out", "num_images", "features", "level", "batch_size", *_OF_SAMPLER)
+    ),
 }
 _OPTIONS = {option for made in _FIGURES.values() for option in made.options}
 _NEEDED = ("data", "held_out")  # by the figures that they act on
