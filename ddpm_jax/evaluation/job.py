@@ -50,9 +50,7 @@ class Job:
         self.num_resamples, self.level = _resamples(num_resamples), level
         check(0 < level < 1, f"`level` is {level}; it must lie between 0 and 1. 0.95 is usual.")
         named = isinstance(features, str)
-        check(
-            named or weights is None, "`weights` are for an extractor by name; here `features` has its own: leave it."
-        )
+        check(named or weights is None, "`weights` are for an extractor by name; `features` has its own: leave it out.")
         self.features = features if isinstance(features, str) else None
         self.weights = None if weights is None else Path(weights).expanduser()
         self.extractor = extractor(features, weights=self.weights) if isinstance(features, str) else features

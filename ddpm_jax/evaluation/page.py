@@ -129,13 +129,13 @@ def _metrics(found: Mapping[str, Mapping[str, Any]], level: float) -> str:
         if intervals:
             cells.append(f"<td>{_number(score['low'])} to {_number(score['high'])}</td>")
         of_real = "none" if score["real"] is None else _number(score["real"])
-        cells.append(f"<td>{of_real}{_small(score['num_real'] and str(score['num_real']) + ' images')}</td>")
+        cells.append(f"<td>{of_real}{_small(_counts_of_real(score))}</td>")
         rows.append(f"<tr><th scope='row'>{_text(title)}{_small(better)}</th>{''.join(cells)}</tr>")
     head = "".join(f"<th scope='col'>{_text(text)}</th>" for text in heads)
     return (
         f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
-        "<caption>Real images: what a perfect model would have, of two halves of the reference without a common image; "
-        "of the inception score, that of the whole reference. Values depend on the number of images: compare only "
+        "<caption>Real images: what they have themselves, and a perfect model would: as many as are evaluated, or half "
+        "of the reference, against its other images; of the inception score, that of the whole reference. Values depend on the number of images: compare only "
         "those of equally many.</caption></table></div>"
     )
 
@@ -181,6 +181,11 @@ def _pairs(items: Mapping[str, Any]) -> str:
         if value is not None
     ]
     return f'<table class="pairs"><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _counts_of_real(score: Mapping[str, Any]) -> str:
+    against = f" against {score['num_against']}" if score["num_against"] else ""
+    return f"{score['num_real']} images{against}" if score["num_real"] else ""
 
 
 def _number(value: float | None) -> str:

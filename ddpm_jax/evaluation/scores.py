@@ -5,8 +5,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ddpm_jax.evaluation import intervals, metrics, pairs
 from ddpm_jax.evaluation.reference import FeatureSet
 
@@ -29,9 +27,10 @@ class Score(NamedTuple):
     Attributes:
         value: of the images.
         low, high: ends of its bootstrap interval; None where none was asked for.
-        real: what real images have themselves, which a perfect model would have: of two halves of them without a common
-            image; of the inception score, that of all. None where there are too few, or no features of them.
-        num_real: images of each of these two sets.
+        real: what real images have themselves, which a perfect model would have: as many as there are fakes, or half of
+            all, against the others; of the inception score, that of all. None where there are too few, or no features.
+        num_real: images in the place of the fakes.
+        num_against: images in the place of the real ones; None for the inception score.
     """
 
     value: float
@@ -39,6 +38,7 @@ class Score(NamedTuple):
     high: float | None
     real: float | None
     num_real: int | None
+    num_against: int | None
 
 
 def why_not(name: str, real: FeatureSet, fake: FeatureSet) -> str | None:
@@ -62,10 +62,8 @@ def why_not(name: str, real: FeatureSet, fake: FeatureSet) -> str | None:
     if name != "fid" and real.features is None:
         return "the reference holds statistics alone; this metric needs the features of every image"
     least = _least(name)
-    of_reference = (
-        None if real.statistics.count is None else _too_few("images of the reference", real.statistics.count, least)
-    )
-    return of_reference or _too_few("images", fake.statistics.count or 0, least)
+    short = _too_few("images of the reference", real.statistics.count, least)
+    return short or _too_few("images", fake.statistics.count, least)
 
 
 def score(
@@ -105,8 +103,8 @@ def score(
         else:
             values = intervals.values_of(metric, metric(*data))
             found = {part: intervals.Estimate(value, None, None) for part, value in values.items()}  # pyright: ignore[reportArgumentType]
-    of_real, num_real = _of_real(name, real, fake)
-    scores = {part: Score(*found[part], of_real.get(part), num_real) for part in found}
+    of_real, *counts = _of_real(name, real, fake)
+    scores = {part: Score(*found[part], of_real.get(part), *counts) for part in found}
     return scores, list(dict.fromkeys(str(warning.message) for warning in caught))
 
 
@@ -116,23 +114,20 @@ def _arguments(name: str, real: FeatureSet, fake: FeatureSet) -> tuple[Any, ...]
     return (real.statistics if real.features is None else real.features, fake.features)
 
 
-def _of_real(name: str, real: FeatureSet, fake: FeatureSet) -> tuple[dict[str, float], int | None]:
-    """Return the values of real against real images, and how many there were on each side."""
+def _of_real(name: str, real: FeatureSet, fake: FeatureSet) -> tuple[dict[str, float], int | None, int | None]:
+    """Return the values of real images in the place of the fakes, how many these are, and against how many."""
     metric = METRICS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few images: the metric itself has said it
         if name == "inception_score":
-            if real.logits is None or _too_few(
-                "images of the reference", len(real.logits), _default(name, "num_splits")
-            ):
-                return {}, None
-            return intervals.values_of(metric, metric(real.logits)), len(real.logits)
-        if real.features is None:
-            return {}, None
-        size = min(len(real.features) // 2, fake.statistics.count or 0)
-        if size < _least(name):
-            return {}, None
-        return intervals.floor(metric, real.features, size=size), size
+            if real.logits is None or len(real.logits) < _default(name, "num_splits"):
+                return {}, None, None
+            return intervals.values_of(metric, metric(real.logits)), len(real.logits), None
+        size = 0 if real.features is None else min(len(real.features) // 2, fake.statistics.count or 0)
+        if real.features is None or size < _least(name):
+            return {}, None, None
+        against = len(real.features) - size
+        return intervals.floor(metric, real.features, size=size, against=against), size, against
 
 
 def _least(name: str) -> int:
@@ -146,5 +141,5 @@ def _default(name: str, argument: str) -> Any:
     return None if parameter is None else parameter.default
 
 
-def _too_few(what: str, count: int, least: int) -> str | None:
-    return None if count >= least else f"{what}: {count}, and this metric needs at least {least}"
+def _too_few(what: str, count: int | None, least: int) -> str | None:
+    return None if count is None or count >= least else f"{what}: {count}, and this metric needs at least {least}"

@@ -135,7 +135,7 @@ def drawn_from(record: Mapping[str, Any]) -> Drawn:
         unet = params.config.unet
         if unet.image_size != height_width:
             unet = dataclasses.replace(unet, sample_size=height_width)
-            params = params.replace(config=dataclasses.replace(params.config, unet=unet))
+            params = dataclasses.replace(params, config=dataclasses.replace(params.config, unet=unet))
         recipe = Recipe(
             params=params,
             sampler=_sampler_of(record["sampler"]),

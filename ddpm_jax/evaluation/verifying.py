@@ -89,8 +89,8 @@ def _job(settings: Mapping[str, Any], extractor: Extractor | None) -> Job:
         return Job(**arguments)
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"`settings` of the report are not those that `evaluate` writes ({error}): it was changed by hand. Evaluate "
-            "again."
+            f"`settings` of the report are not those that `evaluate` writes ({error}): it was changed by hand. "
+            "Evaluate again."
         ) from error
 
 
