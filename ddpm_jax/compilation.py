@@ -70,7 +70,8 @@ def options(*, quick: bool = False) -> dict[str, Any]:
     """Return the compiler options for the backend, without those that this XLA does not know."""
     if jax.default_backend() != "cpu":
         return {}
-    return known_options(CPU_OPTIONS | (_QUICK if quick else {}))
+    optimised = not jax.config.values["jax_disable_most_optimizations"]  # else JAX asks for level 0 itself
+    return known_options(CPU_OPTIONS | (_QUICK if quick and optimised else {}))
 
 
 def jit(function: Callable, *, quick: bool = False, **kwargs: Any) -> Callable:

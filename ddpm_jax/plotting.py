@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -81,6 +82,59 @@ def _plain(text: str) -> str:
     return "".join(letters).encode("ascii", "replace").decode()
 
 
+def labelled(
+    images: Array, *, rows: Sequence[str] | None = None, columns: Sequence[str] | None = None, scale: int = 1
+) -> np.ndarray:
+    """Lay images out as a table on white, with a title above each column and one before each row.
+
+    Args:
+        images: [rows, columns, h, w, c] in [0, 1].
+        rows, columns: the titles; None for none. A title above a column is cut where it is wider than its images.
+        scale: each pixel becomes a square of this side.
+
+    Returns:
+        np.uint8 [height, width, c].
+
+    Raises:
+        ValueError: another number of titles, or a scale below 1.
+
+    Example:
+        >>> labelled(np.ones((2, 3, 8, 8, 1), np.float32), columns=["a", "b", "c"], scale=2).shape
+        (49, 52, 1)
+    """
+    down, across = images.shape[:2]
+    for name, titles, count in (("rows", rows, down), ("columns", columns, across)):
+        check(
+            titles is None or len(titles) == count,
+            f"`{name}` has {0 if titles is None else len(titles)} titles for {count} {name}. Give one for each.",
+        )
+    check(scale >= 1, f"`scale` must be 1 or more, not {scale!r}: it is the side of a pixel.")
+    tiles = to_uint8(images.reshape(-1, *images.shape[2:])).repeat(scale, 1).repeat(scale, 2)
+    _, height, width, channels = tiles.shape
+    font = ImageFont.load_default()
+    long = lambda text: int(np.ceil(font.getbbox(text)[2]))
+    high = int(np.ceil(font.getbbox("Agjy|")[3])) + 3
+    sides = [] if rows is None else [_plain(title) for title in rows]
+    heads = [] if columns is None else [_plain(title) for title in columns]
+    left, top = max(map(long, sides), default=-6) + 6, high if heads else 0
+    gap = 2
+    page = Image.new("L", (left + across * (width + gap) - gap, top + down * (height + gap) - gap), 255)
+    write = ImageDraw.Draw(page)
+    for row, title in enumerate(sides):
+        middle = top + row * (height + gap) + height / 2
+        write.text((left - 4 - long(title), middle - high / 2), title, fill=0, font=font)
+    for column, title in enumerate(heads):
+        while long(title) > width:
+            title = title[:-1]
+        write.text((left + column * (width + gap) + (width - long(title)) / 2, 0), title, fill=0, font=font)
+    picture = np.repeat(np.asarray(page)[..., None], channels, axis=2)
+    for row in range(down):
+        for column in range(across):
+            y, x = top + row * (height + gap), left + column * (width + gap)
+            picture[y : y + height, x : x + width] = tiles[row * across + column]
+    return picture
+
+
 def gif(frames: Frames | Sequence[Images], path: str | Path, fps: Number = 20) -> Path:
     """Write an animation whose frames are grids; the last frame is shown for two seconds.
 
@@ -130,6 +184,21 @@ def strip(frames: Array) -> np.ndarray:
     return grid(rows, columns=count)
 
 
+class Panel(NamedTuple):
+    """One of the drawings of `panels`.
+
+    Attributes:
+        lines: the points (x, y) of each curve by its name.
+        x_label, y_label: labels of the axes.
+        log_y: whether the y axis is logarithmic; then y must be above 0.
+    """
+
+    lines: Mapping[str, Sequence[tuple[Number, Number]]]
+    x_label: str
+    y_label: str
+    log_y: bool = False
+
+
 def curves(lines: Mapping[str, Sequence[tuple[Number, Number]]], path: Path, *, x_label: str, y_label: str) -> Path:
     """Draw curves with a logarithmic y axis; needs matplotlib.
 
@@ -144,17 +213,37 @@ def curves(lines: Mapping[str, Sequence[tuple[Number, Number]]], path: Path, *, 
         >>> curves({"loss": [(0, 1.0), (1, 0.5)]}, path, x_label="step", y_label="loss").name
         'loss.png'
     """
+    return panels([Panel(lines, x_label, y_label, log_y=True)], path)
+
+
+def panels(drawings: Sequence[Panel], path: Path) -> Path:
+    """Draw panels side by side; needs matplotlib.
+
+    Args:
+        drawings: from left to right. The first curve of each is drawn thicker; a legend names several.
+        path: the PNG to write.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.png"
+        >>> panels([Panel({"a": [(0, 1.0)]}, "x", "y"), Panel({"b": [(0, 0.0)]}, "x", "z")], path).name
+        'two.png'
+    """
     need("matplotlib", "plot", "Drawing curves")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(yscale="log", xlabel=x_label, ylabel=y_label)
-    for name, points in lines.items():
-        x, y = np.asarray(points, np.float64).T
-        axes.plot(x, y, label=name, linewidth=2 if name == next(iter(lines)) else 1)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    width = 8 if len(drawings) == 1 else 5 * len(drawings)
+    figure = Figure(figsize=(width, 4.5), layout="constrained")
+    for place, panel in enumerate(drawings):
+        scale = "log" if panel.log_y else "linear"
+        axes = figure.add_subplot(1, len(drawings), place + 1, yscale=scale, xlabel=panel.x_label, ylabel=panel.y_label)
+        for name, points in panel.lines.items():
+            x, y = np.asarray(points, np.float64).T
+            axes.plot(x, y, label=name, linewidth=2 if name == next(iter(panel.lines)) else 1)
+        axes.grid(alpha=0.3)
+        if len(panel.lines) > 1 or len(drawings) == 1:
+            axes.legend()
     with whole_file(path) as partial:
         FigureCanvasAgg(figure).print_png(partial)
     return path

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.types import ImageKeys, RandomKey
-from ddpm_jax.validation import check, is_int
+from ddpm_jax.validation import as_integer, check, is_int
 
 THREEFRY = "threefry2x32"
 LARGEST_SEED = 2**32 - 1  # without x64, jax.random.key silently drops higher bits
@@ -26,6 +26,22 @@ def image_keys(key: RandomKey, indices: Any) -> ImageKeys:
     """
     key = threefry_key(key)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+def image_numbers(first_index: Any, batch_size: int) -> np.ndarray:
+    """Return the numbers of a batch's images, from the argument `first_index` on.
+
+    Raises:
+        TypeError, ValueError: no integer, or a number that int32 does not hold.
+
+    Example:
+        >>> image_numbers(4, 2).tolist()
+        [4, 5]
+    """
+    first_index = as_integer("first_index", first_index)
+    if not 0 <= first_index <= 2**31 - 1 - batch_size:
+        raise ValueError(f"`first_index` must be from 0 to 2^31 - 1 - batch_size, not {first_index}.")
+    return first_index + np.arange(batch_size, dtype=np.int32)
 
 
 def key_from_seed(seed: int) -> jax.Array:

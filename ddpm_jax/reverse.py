@@ -8,6 +8,7 @@ The variance lies between that of q(x_s | x_t, x_0), the smallest, and that of q
 losses and whatever codes or scores images by p take both numbers from here.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from ddpm_jax.types import Array, Images
 FIXED = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 LEARNED = ("learned", "learned_range")
 VARIANCE_TYPES = FIXED + LEARNED
+CDFS = ("tanh", "exact")
 # Stands for a variance of 0 where its logarithm is needed: that of the step to the clean image, which draws nothing.
 LEAST_VARIANCE = 1e-20
 
@@ -132,6 +134,24 @@ def learned_std(variance_type: str, smallest: Any, largest: Any, extra: Images) 
     return jnp.exp(0.5 * log_variance(variance_type, smallest, largest, extra))
 
 
+def log_variances(schedule: ScheduleConfig, variance_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest log-variance of every step of the training chain: two arrays of length T.
+
+    At timestep 0 the largest is beta_0 for a learned range, and the smallest for a fixed variance, as in Ho et al.'s
+    code ("fixedlarge").
+
+    Example:
+        >>> smallest, largest = log_variances(ScheduleConfig(), "fixed_large")
+        >>> bool(smallest[0] == largest[0]), np.exp(largest[999]).round(4).item()
+        (True, 0.02)
+    """
+    steps = chain(schedule)
+    smallest, largest = np.log(steps.smallest), np.log(steps.largest)
+    if variance_type != "learned_range":
+        largest = np.append(smallest[:1], largest[1:])
+    return smallest, largest
+
+
 def p_step(
     schedule: ScheduleConfig, variance_type: str, x_t: Images, t: Array, x_0_hat: Images, extra: Images | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -156,12 +176,46 @@ def p_step(
         ((1, 2, 2, 1), 0.02)
     """
     steps = chain(schedule)
-    smallest, largest = np.log(steps.smallest), np.log(steps.largest)
-    if variance_type != "learned_range":
-        largest = np.append(smallest[:1], largest[1:])
+    smallest, largest = log_variances(schedule, variance_type)
 
     def at_t(numbers: np.ndarray) -> jax.Array:
         return broadcast(jnp.asarray(numbers, x_t.dtype)[t])
 
     mean = at_t(steps.from_x_0) * x_0_hat + at_t(steps.from_x_t) * x_t
     return mean, log_variance(variance_type, at_t(smallest), at_t(largest), extra)
+
+
+def log_probability_of_levels(x_0: Array, mean: Any, log_variance: Any, cdf: str = "tanh") -> jax.Array:
+    """Return the log of a Gaussian's mass on the bin of x_0, one of 256 in [-1, 1]; the outer two are open.
+
+    (Ho et al. 2020, eq. 13.)
+
+    Args:
+        x_0: values k / 127.5 - 1; their bins reach 1/255 to either side.
+        mean, log_variance: of p(x_0 | x_t), as from `p_step`.
+        cdf: of the normal distribution. "tanh": the approximation (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2 that
+            Ho et al.'s numbers were computed with, and a mass of at least 1e-12. "exact": the function itself, without
+            a least mass.
+
+    Both keep their digits where a level is improbable; Ho et al.'s float32 rounds masses to multiples of 3e-8 there.
+
+    Example:
+        >>> levels = np.arange(256) / 127.5 - 1
+        >>> [round(float(jnp.exp(log_probability_of_levels(levels, 0.3, -4.0, cdf)).sum()), 4) for cdf in CDFS]
+        [1.0, 1.0]
+    """
+    log_cdf = jax.scipy.special.log_ndtr if cdf == "exact" else _log_tanh_cdf
+    scale = jnp.exp(-log_variance / 2)
+    upper, lower = (x_0 - mean + 1 / 255) * scale, (x_0 - mean - 1 / 255) * scale
+    # the mass between two points is that between their negatives; below 0 the distribution has more digits
+    flipped = upper + lower > 0
+    log_high, log_low = log_cdf(jnp.where(flipped, -lower, upper)), log_cdf(jnp.where(flipped, -upper, lower))
+    inside = log_high + jnp.log(-jnp.expm1(jnp.minimum(log_low - log_high, -1e-30)))
+    outside = log_cdf(jnp.where(x_0 < 0, upper, -lower))
+    log_mass = jnp.where(jnp.abs(x_0) > 0.999, outside, inside)
+    return log_mass if cdf == "exact" else jnp.maximum(log_mass, math.log(1e-12))
+
+
+def _log_tanh_cdf(x: jax.Array) -> jax.Array:
+    """Return log((1 + tanh(y)) / 2), y = sqrt(2/pi) (x + 0.044715 x^3); that is log sigmoid(2 y)."""
+    return jax.nn.log_sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))

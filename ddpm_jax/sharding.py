@@ -49,6 +49,40 @@ def mesh_of(weights: PyTree) -> Mesh:
     return data_mesh()
 
 
+def mesh_of_call(mesh: Any, weights: PyTree, *, traced: bool) -> Mesh | None:
+    """Return the mesh that a public function runs on, or None for a caller's trace, which places its arrays itself.
+
+    Args:
+        mesh: the function's argument; None leaves the choice to the weights (`mesh_of`).
+        weights: of the network.
+        traced: whether an argument is a tracer.
+
+    Raises:
+        TypeError: another object than a mesh.
+    """
+    if mesh is None:
+        return None if traced else mesh_of(weights)
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"`mesh` must be a jax.sharding.Mesh, as sharding.data_mesh() makes one, not {mesh!r}.")
+    return auto(mesh)
+
+
+def padded(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Return arrays with copies of their last row added, so that their first axis splits evenly over the mesh.
+
+    Example:
+        >>> padded(jnp.arange(3), data_mesh()).shape  # on one device
+        (3,)
+    """
+    count = mesh.shape[mesh.axis_names[0]]
+
+    def pad(array: Any) -> Any:
+        padding = -array.shape[0] % count
+        return jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1)), mode="edge") if padding else array
+
+    return jax.tree.map(pad, tree)
+
+
 def auto(mesh: Mesh) -> Mesh:
     """Return the mesh with all axes of type Auto."""
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))

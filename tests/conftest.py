@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):  # of this run; its workers 
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from ddpm_jax.checkpoint import from_state_dict
 from ddpm_jax.checkpoint.families.diffusers_names import torch_name
 from ddpm_jax.checkpoint.tensors import named_leaves
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
+from ddpm_jax.models import hoist
 from ddpm_jax.models.layout import layout
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -36,6 +39,7 @@ QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_sp
 
 collect_ignore = ["oracles/make_oracles.py"]  # doctest would import it, and it wants torch
 ROOT = Path(__file__).parent.parent
+_numbers = itertools.count(1)  # of networks that `known_network` made
 SHARED = ROOT.parent / "shared"
 
 PLAIN = {
@@ -89,10 +93,17 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
+@functools.cache
+def _doctest_params() -> ddpm_jax.Params:
+    """A network that compiles quickly, for examples of what takes any checkpoint."""
+    return small_params(schedule=ScheduleConfig(num_train_timesteps=6, beta_start=0.01, beta_end=0.4))
+
+
 @pytest.fixture(autouse=True)
 def doctest_names(doctest_namespace):
     """What the examples in docstrings may use without importing it."""
     doctest_namespace.update(jax=jax, jnp=jax.numpy, np=np, ddpm_jax=ddpm_jax, ScheduleConfig=ScheduleConfig)
+    doctest_namespace.update(params=_doctest_params(), key=jax.random.key(0))
 
 
 def torch_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
@@ -183,3 +194,24 @@ def untyped():
 @pytest.fixture
 def tiny():
     return make_params()
+
+
+@pytest.fixture
+def known_network(monkeypatch):
+    """Return a maker of Params whose network is a function (x, t) -> output, or (x, t, labels) with classes.
+
+    Each has an epsilon of its norms of its own: programs are cached by the config of the network.
+    """
+
+    def make(net_fn, schedule, **changes):
+        params = small_params(schedule=schedule, norm_eps=1e-6 * (1 + next(_numbers)), **changes)
+
+        def run(config, weights, x, t, labels=None, projections=None):
+            t = jnp.broadcast_to(jnp.asarray(t), (len(x),))[:, None, None, None]
+            return net_fn(x, t) if labels is None else net_fn(x, t, labels[:, None, None, None])
+
+        monkeypatch.setattr(hoist, "run", run)
+        monkeypatch.setattr(hoist, "project_times", lambda *_: None)
+        return params
+
+    return make

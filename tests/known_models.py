@@ -20,14 +20,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import integrate
+from scipy import integrate, stats
 from torch_random import TorchGenerator
 
 from ddpm_jax import samplers
 from ddpm_jax.config import ScheduleConfig
 from ddpm_jax.samplers import DDPM
 from ddpm_jax.samplers.grids import Process
-from ddpm_jax.schedule import alphas_cumprod
+from ddpm_jax.schedule import alphas_cumprod, betas
 
 V = ScheduleConfig(prediction_type="v_prediction")
 X0 = ScheduleConfig(prediction_type="sample")
@@ -212,3 +212,98 @@ def mixture_flow(x, start, end):
     span = np.log(sigma / signal), np.log(last_sigma / last_signal)
     solved = integrate.solve_ivp(slope, span, np.ravel(x) / signal, "DOP853", rtol=1e-12, atol=1e-13)
     return (last_signal * solved.y[:, -1]).reshape(np.shape(x))
+
+
+def on_levels(x):
+    """Round images to the 256 levels of [-1, 1], as `data_from_bytes` returns them."""
+    levels = np.clip(np.round((x + 1) * 127.5), 0, 255)
+    return (levels / 127.5 - 1).astype(np.float32)
+
+
+def ho_tables(schedule):
+    """Betas and their kin as Ho et al.'s class has them, in float64."""
+    table = betas(schedule)
+    alpha_bar = np.cumprod(1 - table)
+    before = np.append(1.0, alpha_bar[:-1])
+    posterior = table * (1 - before) / (1 - alpha_bar)
+    return table, alpha_bar, before, posterior
+
+
+def even_log_snr(count, start=9.0, end=-9.0, **knobs):
+    """A schedule whose log-SNR falls evenly."""
+    alpha_bar = 1 / (1 + np.exp(-np.linspace(start, end, count)))
+    table = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+    return ScheduleConfig(num_train_timesteps=count, trained_betas=tuple(table.tolist()), **knobs)
+
+
+class ExactMixture:
+    """The exact network for a mixture of Gaussians, and the expected terms of its bound by quadrature."""
+
+    def __init__(self, schedule, mixture):
+        self.schedule, self.mixture = schedule, mixture
+        self.levels = log_linear_levels(schedule)
+        _, self.alpha_bar, self.before, self.posterior = ho_tables(schedule)
+
+    def __call__(self, x, t):
+        return jax.vmap(self.of_image)(x, t[:, 0, 0, 0])
+
+    def of_image(self, x, t):
+        signal, sigma = self.levels(t, x.dtype)
+        score = self.mixture.score(x, signal, sigma)
+        eps, x_0 = -sigma * score, (x + sigma**2 * score) / signal
+        v = signal * eps - sigma * x_0
+        return {"epsilon": eps, "sample": x_0, "v_prediction": v}[self.schedule.prediction_type]
+
+    def draw(self, shape, seed=0):
+        generator = np.random.default_rng(seed)
+        which = (generator.uniform(size=shape) > self.mixture.weights[0]).astype(int)
+        means, stds = np.asarray(self.mixture.means), np.asarray(self.mixture.stds)
+        return on_levels(means[which] + stds[which] * generator.standard_normal(shape))
+
+    def marginal(self, t):
+        """The density of x_t, at points for the rectangle rule."""
+        signal, sigma = np.sqrt(self.alpha_bar[t]), np.sqrt(1 - self.alpha_bar[t])
+        weights, means, stds = (np.asarray(numbers)[:, None] for numbers in self.mixture)
+        x = np.linspace(-7, 7, 20001)
+        return x, (weights * stats.norm.pdf(x, signal * means, np.sqrt(signal**2 * stds**2 + sigma**2))).sum(0)
+
+    def information(self):
+        """I(x_0; x_t) in bits a value, at t = 0: the entropy of x_t less that of its noise."""
+        x, density = self.marginal(0)
+        logs = np.log(np.maximum(density, 1e-300))
+        return (
+            (-density * logs).sum() * (x[1] - x[0]) - stats.norm(0, np.sqrt(1 - self.alpha_bar[0])).entropy()
+        ) / np.log(2)
+
+    def mean_square_error(self, t):
+        """E (x_0 - x_0_hat)^2 = E x_0^2 - E x_0_hat^2."""
+        signal, sigma = np.sqrt(self.alpha_bar[t]), np.sqrt(1 - self.alpha_bar[t])
+        weights, means, stds = (np.asarray(numbers) for numbers in self.mixture)
+        x, density = self.marginal(t)
+        x_0_hat = self.mixture.x_0_hat(x, signal, sigma, np)
+        return (weights * (means**2 + stds**2)).sum() - (density * x_0_hat**2).sum() * (x[1] - x[0])
+
+    def terms(self):
+        """Expected L_t for t > 0 in bits/dim: (SNR_s - SNR_t) / 2 times the mean square error."""
+        snr = self.alpha_bar / (1 - self.alpha_bar)
+        errors = np.array([self.mean_square_error(t) for t in range(1, len(snr))])
+        return (snr[:-1] - snr[1:]) / 2 * errors / np.log(2)
+
+    def decoder(self):
+        """Expected L_0: the error x_0 - x_0_hat is as good as Gaussian where the noise is far smaller than the data."""
+        error, std = np.sqrt(self.mean_square_error(0)), np.sqrt(self.posterior[1])
+        z = -np.abs(np.linspace(-8, 8, 4001))  # the mass of a bin around z is that around -z
+        high, low = (stats.norm.logcdf((error * z + side) / std) for side in (1 / 255, -1 / 255))
+        nats = -(high + np.log1p(-np.exp(low - high)))
+        return (stats.norm.pdf(z) * nats).sum() * 16 / 4000 / np.log(2)
+
+    def entropy(self):
+        """Bits of a level: the sum over all 256 of -p log2 p."""
+        edges = np.arange(1, 256) / 127.5 - 1 - 1 / 255
+        weights, means, stds = (np.asarray(numbers)[:, None] for numbers in self.mixture)
+        cdf = np.concatenate([[0], (weights * stats.norm.cdf(edges, means, stds)).sum(0), [1]])
+        mass = np.diff(cdf)
+        return -(mass * np.log2(np.maximum(mass, 1e-300))).sum()
+
+
+NARROW = Mixture((0.5, 0.5), (0.1, 0.1), (0.2, 0.2))  # one Gaussian

@@ -37,9 +37,16 @@ def test_options_that_xla_knows_are_taken(caplog):
     assert compilation.known_options(known) == {"xla_backend_optimization_level": 1}
 
 
-def test_quick_programs_are_compiled_at_level_1():
-    assert compilation.options(quick=True)["xla_backend_optimization_level"] == 1
-    assert "xla_backend_optimization_level" not in compilation.options()
+@pytest.mark.parametrize("unoptimised", [False, True])
+def test_quick_programs_are_compiled_at_level_1(unoptimised):
+    """Level 1 is no way to optimise more than JAX's own switch allows."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    try:
+        jax.config.update("jax_disable_most_optimizations", unoptimised)
+        levels = [compilation.options(quick=quick).get("xla_backend_optimization_level") for quick in (True, False)]
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    assert levels == [None if unoptimised else 1, None]
 
 
 def test_a_program_is_compiled_once_for_each_meaning(scaled):

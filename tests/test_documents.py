@@ -116,7 +116,7 @@ class TestTables:
         pages = "".join(path.read_text() for path in DOCS)
         shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
         modules = {name for name in ddpm_jax.__all__ if isinstance(getattr(ddpm_jax, name), types.ModuleType)}
-        assert shown == {"ddpm_jax", *(f"ddpm_jax.{name}" for name in {*modules, "training", "evaluation"})}
+        assert shown == {"ddpm_jax", *(f"ddpm_jax.{name}" for name in {*modules, *ddpm_jax._ON_FIRST_USE})}
         chosen = re.findall(r"^::: ([\w.]+)\n    options:\n      members: \[(.*)\]$", pages, re.MULTILINE)
         assert chosen
         for module, names in chosen:

@@ -20,9 +20,9 @@ RANKS = [
     {"schedule", "pixels", "models", "sharding", "compilation"},
     {"plotting", "reverse"},
     {"params", "samplers"},
-    {"sampling", "losses", "checkpoint"},
+    {"sampling", "losses", "likelihood", "checkpoint"},
     {"images"},
-    {"artefact", "evaluation", "training"},
+    {"artefact", "compression", "evaluation", "training"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
@@ -42,12 +42,17 @@ DOORS = {
         "cli/checkpoints.py",
         "cli/compile.py",
         "cli/statistics.py",
+        "cli/figures.py",
     },
     "tqdm": {"progress.py"},
     "scipy": {"samplers/grids.py"},
     "matplotlib": {"plotting.py"},
-    "torch_fidelity": set(),
+    "diffrax": {"likelihood/flow.py"},
     "torch": set(),
+    "torchvision": set(),
+    "torch_fidelity": set(),
+    "pytorch_fid": set(),
+    "cleanfid": set(),
     "diffusers": set(),
 }
 FILES = sorted(
@@ -178,7 +183,17 @@ def test_the_first_line_of_a_docstring_is_a_sentence(path):
 
 def test_importing_is_light():
     """No heavy package is loaded by `import ddpm_jax`, nor by opening the demo."""
-    heavy = ("orbax.checkpoint", "grain", "optax", "matplotlib", "torch", "diffusers", "tyro", "scipy.special")
+    heavy = (
+        "orbax.checkpoint",
+        "grain",
+        "optax",
+        "diffrax",
+        "matplotlib",
+        "torch",
+        "diffusers",
+        "tyro",
+        "scipy.special",
+    )
     program = f"import sys, ddpm_jax; ddpm_jax.load(); print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import ddpm_jax
 from ddpm_jax import pixels, plotting
 
 
@@ -120,3 +121,38 @@ def test_strip_shows_time_from_left_to_right():
     strip = plotting.strip(frames)
     assert strip.shape == (10, 16, 1)
     assert strip[0, [0, 6, 12], 0].tolist() == [0, 102, 204] and strip[6, [0, 6, 12], 0].tolist() == [51, 153, 255]
+
+
+def test_labelled():
+    """Every image at its place; titles outside of all images, above and before those that they name."""
+    images = np.random.default_rng(0).uniform(0, 1, (2, 3, 6, 5, 3)).astype(np.float32)
+    plain = plotting.labelled(images)
+    assert plain.shape == (14, 19, 3)
+    full = plotting.labelled(images, rows=["a", "row"], columns=["", "c", "much too long"], scale=4)
+    bytes_ = ddpm_jax.to_uint8(images.reshape(6, 6, 5, 3)).reshape(images.shape)
+    top, left = full.shape[0] - 50, full.shape[1] - 64
+    for row in range(2):
+        for column in range(3):
+            y, x = 8 * row, 7 * column
+            np.testing.assert_array_equal(plain[y : y + 6, x : x + 5], bytes_[row, column])
+            y, x = top + 26 * row, left + 22 * column
+            enlarged = bytes_[row, column].repeat(4, 0).repeat(4, 1)
+            np.testing.assert_array_equal(full[y : y + 24, x : x + 20], enlarged)
+    inked = lambda part: bool((part < 128).any())
+    heads = [full[:top, left + 22 * column : left + 22 * column + 20] for column in range(3)]
+    assert [inked(head) for head in heads] == [False, True, True]
+    assert inked(full[top : top + 24, :left]) and inked(full[top + 26 :, :left])
+    assert (full[top + 24 : top + 26] == 255).all() and (full[:top, :left] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"rows": ["a"]}, "`rows` has 1 titles for 2 rows"),
+        ({"columns": ["a"]}, "`columns` has 1 titles for 3 columns"),
+        ({"scale": 0}, "`scale` must be 1 or more, not 0"),
+    ],
+)
+def test_bad_tables(options, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.labelled(np.zeros((2, 3, 4, 4, 1), np.float32), **options)

@@ -14,13 +14,13 @@ from ddpm_jax import compilation, samplers, sharding
 from ddpm_jax.config import Config, ScheduleConfig, UNetConfig
 from ddpm_jax.models import winograd
 from ddpm_jax.params import Params, check_params
-from ddpm_jax.random_keys import threefry_key
+from ddpm_jax.random_keys import image_numbers, threefry_key
 from ddpm_jax.samplers import Hooks, Sampler, Table
 from ddpm_jax.samplers.base import NO_HOOKS
 from ddpm_jax.sampling.guidance import Condition, condition_of
 from ddpm_jax.sampling.program import Inputs, Origin, Static
 from ddpm_jax.types import Array, Images, Labels, PyTree, RandomKey
-from ddpm_jax.validation import as_integer, as_positive
+from ddpm_jax.validation import as_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,7 @@ def prepare(
     null_class: Any = None,
     begin: Images | None = None,
     first_index: Any = 0,
+    indices: Any = None,
     mesh: Mesh | None = None,
     expected_calls: Any = 1,
     hooks: Hooks = NO_HOOKS,
@@ -84,6 +85,7 @@ def prepare(
     Args:
         key: None for a run that draws no noise.
         begin: what the run begins with, to be scaled: x_T, or the images that are inverted. None draws it.
+        indices: [batch_size] the images' numbers, by which they draw noise, instead of those from first_index on.
         hooks, hook_data: as in `samplers.run`. On a mesh, data of each image must have the padded batch's length.
 
     Raises:
@@ -93,9 +95,9 @@ def prepare(
     unet = params.config.unet
     batch_size = as_positive("batch_size", batch_size)
     size = unet.check_size()
-    first_index = as_integer("first_index", first_index)
-    if not 0 <= first_index <= 2**31 - 1 - batch_size:
-        raise ValueError(f"`first_index` must be from 0 to 2^31 - 1 - batch_size, not {first_index}.")
+    indices = image_numbers(first_index, batch_size) if indices is None else np.asarray(indices, np.int32)
+    if indices.shape != (batch_size,):
+        raise ValueError(f"`indices` has shape {indices.shape}; it must be ({batch_size},): a number for each image.")
     expected_calls = as_positive("expected_calls", expected_calls)
     table = table_of(sampler, params.config)
     condition = condition_of(params.config, batch_size, class_labels, guidance_scale, null_class)
@@ -107,8 +109,6 @@ def prepare(
         raise TypeError(f"`key` is None, but {what} drawn by it: pass a key, as jax.random.key(0).")
     key = None if key is None else threefry_key(key)
     begin = None if begin is None else jnp.asarray(begin, jnp.float32)
-    indices = first_index + np.arange(batch_size, dtype=np.int32)
-
     job = Job(
         static=static_of(params.config, table, batch_size)._replace(hooks=hooks),
         table=table,
@@ -121,12 +121,10 @@ def prepare(
     )
     arguments = (params.weights, key, begin, condition.labels, hook_data)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(arguments))
-    if mesh is None and traced:
+    mesh = sharding.mesh_of_call(mesh, params.weights, traced=traced)
+    if mesh is None:
         return job
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise TypeError(f"`mesh` must be a jax.sharding.Mesh, as sharding.data_mesh() makes one, not {mesh!r}.")
-    mesh = sharding.mesh_of(params.weights) if mesh is None else sharding.auto(mesh)
-    job = _padded(job, mesh, -batch_size % mesh.shape[mesh.axis_names[0]])
+    job = _padded(job, mesh)
     if traced:  # somebody else's program may be for another device, or differentiated
         return job
     return _placed(_with_fast_convolutions(job, mesh, table.num_evals * expected_calls), mesh)
@@ -182,20 +180,15 @@ def _resolved(sampler: Sampler | str | None, config: Config) -> Sampler:
     return sampler
 
 
-def _padded(job: Job, mesh: Mesh, padding: int) -> Job:
+def _padded(job: Job, mesh: Mesh) -> Job:
     """Return the job on a mesh, with images added that split the batch evenly over it; they are cut off at the end."""
-
-    def pad(array: Array | None) -> Array | None:
-        if array is None or padding == 0:
-            return array
-        return jnp.pad(array, ((0, padding), *[(0, 0)] * (array.ndim - 1)), mode="edge")
-
+    labels, indices, begin = sharding.padded((job.condition.labels, job.indices, job.begin), mesh)
     return dataclasses.replace(
         job,
         static=job.static._replace(mesh=mesh),
-        condition=job.condition._replace(labels=pad(job.condition.labels)),
-        indices=pad(job.indices),
-        begin=pad(job.begin),
+        condition=job.condition._replace(labels=labels),
+        indices=indices,
+        begin=begin,
     )
 
 
@@ -211,13 +204,6 @@ def _placed(job: Job, mesh: Mesh) -> Job:
 def _with_fast_convolutions(job: Job, mesh: Mesh, evaluations: int) -> Job:
     """Return the job with Winograd's kernels where they gain: in float32 on CPU, and where this process holds them."""
     unet: UNetConfig = job.static.unet
-    here = all(
-        leaf.is_fully_addressable or leaf.is_fully_replicated
-        for leaf in jax.tree.leaves(job.weights)
-        if isinstance(leaf, jax.Array)
-    )
-    weights = job.weights
-    if jax.default_backend() == "cpu" and unet.dtype == "float32" and here:
-        weights = winograd.transform_weights(unet, weights, len(job.indices) // mesh.size, evaluations)
+    weights = winograd.fast_weights(unet, job.weights, len(job.indices) // mesh.size, evaluations)
     quick = unet.dtype == "float32" and not winograd.is_transformed(weights)
     return dataclasses.replace(job, weights=weights, quick=quick)
