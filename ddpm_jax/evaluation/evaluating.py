@@ -5,6 +5,7 @@ What is done lies below one folder, so that an evaluation that was interrupted g
     evaluation.json   the settings; others are refused
     samples/          the drawn images
     features/, reference/   features of both sides, as `gather` keeps them
+    likelihood/       the batches whose likelihood is computed
     progress.json     the metrics that are done
     report.json, report.html
 """
@@ -24,6 +25,7 @@ from ddpm_jax.evaluation import page, scores
 from ddpm_jax.evaluation.features import Extractor
 from ddpm_jax.evaluation.gathering import gather, open_images
 from ddpm_jax.evaluation.job import Job, said_of
+from ddpm_jax.evaluation.likelihoods import likelihood_of
 from ddpm_jax.evaluation.reference import FeatureSet, check_comparable
 from ddpm_jax.evaluation.report import REPORT, content_of_array, environment, write_report
 from ddpm_jax.evaluation.subjects import Drawn
@@ -34,7 +36,7 @@ from ddpm_jax.validation import check, differences
 
 PAGE = "report.html"
 _SETTINGS, _PROGRESS = "evaluation.json", "progress.json"
-_SAMPLES, _FEATURES, _REFERENCE = "samples", "features", "reference"  # folders
+_SAMPLES, _FEATURES, _REFERENCE, _LIKELIHOOD = "samples", "features", "reference", "likelihood"  # folders
 
 Watch = Callable[[str, float, float], None]  # told a stage, how much of it is done, and how much there is
 
@@ -57,6 +59,8 @@ def evaluate(
     protocol: str | None = None,
     num_resamples: int = 200,
     level: float = 0.95,
+    bits_per_dim: int = 0,
+    flow: bool = False,
     force: bool = False,
     watch: Watch = unwatched,
 ) -> dict[str, Any] | None:
@@ -80,6 +84,9 @@ def evaluate(
         num_resamples: bootstrap samples of each interval; 0 for no intervals. With 50,000 images and 2048 features the
             FID's take hours on a CPU.
         level: of the intervals.
+        bits_per_dim: of how many images of the reference the bound on the likelihood is computed, in bits/dim, evenly
+            spaced in their order and as large as the model's; 0 for none. Every image evaluates the network T times.
+        flow: also the likelihood of these images by the probability flow; needs the extra `eval`.
         force: replace the evaluation in the folder.
         watch: called with a stage, how much of it is done, and how much there is.
 
@@ -114,6 +121,8 @@ def evaluate(
         protocol=protocol,
         num_resamples=num_resamples,
         level=level,
+        bits_per_dim=bits_per_dim,
+        flow=flow,
     )
     return run(job, out, force=force, watch=watch)
 
@@ -135,7 +144,7 @@ def run(job: Job, out: str | Path, *, force: bool = False, watch: Watch = unwatc
         sharding.wait_for_all("the evaluation has begun")
         kept = _Kept(out / _PROGRESS)
         if isinstance(job.images, Drawn):
-            count = job.images.num_images
+            count = job.images.count
             with kept.timed("drawing"):
                 job.images.draw(out / _SAMPLES, lambda done: watch("drawing", done, count))
         if not lead:
@@ -151,7 +160,7 @@ def _report(job: Job, record: dict[str, Any], out: Path, kept: "_Kept", watch: W
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_comparable(real, fake)
-    said += [str(warning.message) for warning in caught]
+    said += [_in_own_words(str(warning.message)) for warning in caught]
     found, lacking = {}, {}
     for name in scores.METRICS:
         reason = scores.why_not(name, real, fake)
@@ -168,9 +177,10 @@ def _report(job: Job, record: dict[str, Any], out: Path, kept: "_Kept", watch: W
                     level=job.level,
                     watch=lambda share, name=name: watch(name, share, 1.0),
                 )
-            kept.add(name, {part: value._asdict() for part, value in values.items()}, words)
+            kept.add(name, {part: value._asdict() for part, value in values.items()}, list(map(_in_own_words, words)))
         found |= kept.metrics[name]["scores"]
         said += kept.metrics[name]["warnings"]
+    likelihood = _likelihood(job, out, kept, watch)
     for words in dict.fromkeys(said):
         warnings.warn(words, stacklevel=4)
     report = {
@@ -179,6 +189,7 @@ def _report(job: Job, record: dict[str, Any], out: Path, kept: "_Kept", watch: W
         "results": {
             "metrics": found,
             "not_computed": lacking,
+            "likelihood": likelihood,
             "warnings": list(dict.fromkeys(said)),
             "images": _of_side(fake),
             "reference": _of_side(real),
@@ -195,6 +206,28 @@ def _report(job: Job, record: dict[str, Any], out: Path, kept: "_Kept", watch: W
         partial.write_text(page.html(report, pictures), encoding="utf-8")
     write_report(out / REPORT, report)
     return report
+
+
+def _in_own_words(words: str) -> str:
+    """Return a metric's warning with the arguments of `evaluate` for its own."""
+    return words.replace("`real`", "`reference`").replace("`fake`", "`images`")
+
+
+def _likelihood(job: Job, out: Path, kept: "_Kept", watch: Watch) -> dict[str, Any] | None:
+    """Return the likelihood of images of the reference, if it was asked for."""
+    drawn, images, count = job.images, job.reference, job.bits_per_dim
+    if not (count and isinstance(drawn, Drawn) and isinstance(images, Source)):
+        return None
+    with kept.timed("likelihood"), said_of("reference"):
+        return likelihood_of(
+            drawn.recipe,
+            images,
+            count,
+            batch_size=min(drawn.batch_size, count),
+            folder=out / _LIKELIHOOD,
+            flow=job.flow,
+            watch=lambda done: watch("likelihood", done, count),
+        )
 
 
 def _feature_sets(job: Job, out: Path, kept: "_Kept", watch: Watch) -> tuple[FeatureSet, FeatureSet]:
@@ -308,7 +341,7 @@ def _begin(out: Path, record: dict[str, Any], force: bool) -> None:
 
 
 def _clear(out: Path) -> None:
-    for name in (REPORT, PAGE, _PROGRESS, _SAMPLES, _FEATURES, _REFERENCE):
+    for name in (REPORT, PAGE, _PROGRESS, _SAMPLES, _FEATURES, _REFERENCE, _LIKELIHOOD):
         place = out / name
         if place.is_dir():
             shutil.rmtree(place)

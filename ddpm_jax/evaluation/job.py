@@ -1,6 +1,7 @@
 """The arguments of an evaluation: opened, as a record holds them, and with hashes of what they name."""
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from ddpm_jax.evaluation.reference import FeatureSet, read_statistics
 from ddpm_jax.evaluation.report import content_of, content_of_file
 from ddpm_jax.evaluation.subjects import Drawn
 from ddpm_jax.images.source import Source
+from ddpm_jax.likelihood.job import check_model
 from ddpm_jax.validation import as_integer, as_positive, check
 
 _STATISTICS = ({"mu", "sigma"}, {"feats"}, {"pool_3"})  # arrays by which statistics are told from images
+MOST_DRAWN = 50_000  # images, where the caller names no number: as many as the papers take
 
 
 class Job:
@@ -28,6 +31,8 @@ class Job:
         extractor: makes the features.
         resolution: of the images; None leaves them as they are.
         num_resamples, level: of the intervals.
+        bits_per_dim: images of the reference whose bound is computed.
+        flow: whether their likelihood by the probability flow is, too.
         names: what the arguments `images` and `reference` name; None for a `Drawn`.
     """
 
@@ -45,6 +50,8 @@ class Job:
         protocol: str | None,
         num_resamples: int,
         level: float,
+        bits_per_dim: int,
+        flow: bool,
     ):
         opening: dict[str, Any] = {"channels": channels, "background": background, "skip_broken": skip_broken}
         self.num_resamples, self.level = _resamples(num_resamples), level
@@ -64,9 +71,10 @@ class Job:
         with said_of("reference"):
             self.reference = self._statistics(reference) if read else self._open(reference)
         with said_of("images"):
-            self.images = images if isinstance(images, Drawn) else self._open(images)
+            self.images = self._counted(images) if isinstance(images, Drawn) else self._open(images)
         if isinstance(self.reference, Source):
             self.reference = self.reference.fitting(self.channels)
+        self.bits_per_dim, self.flow = _of_likelihood(bits_per_dim, flow, self.images, self.reference)
         self.names = {"images": _place(images), "reference": _place(reference)}
 
     @property
@@ -86,6 +94,8 @@ class Job:
             **self.opening,
             "num_resamples": self.num_resamples,
             "level": self.level,
+            "bits_per_dim": self.bits_per_dim,
+            "flow": self.flow,
         }
 
     def inputs(self) -> dict[str, Any]:
@@ -98,6 +108,14 @@ class Job:
             else content_of_file(self.names["reference"] or ""),
             "extractor": self.extractor.name,
         }
+
+    def _counted(self, images: Drawn) -> Drawn:
+        """Return a set that is to be drawn with its number of images."""
+        if images.num_images is not None:
+            return images
+        real = self.reference
+        count = len(real) if isinstance(real, Source) else real.statistics.count
+        return dataclasses.replace(images, num_images=min(count or MOST_DRAWN, MOST_DRAWN))
 
     def _open(self, data: str | Path) -> Source:
         options = {name: value for name, value in self.opening.items() if value}
@@ -131,6 +149,36 @@ def _place(data: Any) -> str | None:
         return None
     path = Path(data).expanduser()
     return str(path.absolute()) if path.exists() else str(data)
+
+
+def _of_likelihood(bits_per_dim: Any, flow: bool, images: Any, reference: Any) -> tuple[int, bool]:
+    """Return the arguments of the likelihood, or say why it cannot be computed."""
+    count = as_integer("bits_per_dim", bits_per_dim)
+    check(count >= 0, f"`bits_per_dim` is {count}; it must be a number of images, or 0 for no likelihood.")
+    if not count:
+        check(not flow, "`flow` adds to `bits_per_dim`, which is 0: give it a number of images, or leave `flow` out.")
+        return 0, False
+    check(
+        isinstance(images, Drawn),
+        f"`bits_per_dim` is {count}, but `images` are images; likelihoods are those of a model. Leave it out.",
+    )
+    check(
+        isinstance(reference, Source),
+        f"`bits_per_dim` is {count}, but `reference` holds statistics; likelihoods are those of images. Name a folder "
+        "or an array of them, or leave it out.",
+    )
+    check_model(images.recipe.params)
+    channels = images.recipe.shape[-1]
+    check(
+        reference.channels == channels,
+        f"`reference` has {reference.channels} channels, and the model {channels}; of others it has no likelihood. "
+        "Convert them with `channels`.",
+    )
+    check(
+        count <= len(reference),
+        f"`bits_per_dim` is {count}, but `reference` has {len(reference)} images. Take as many at most.",
+    )
+    return count, flow
 
 
 def _resamples(num_resamples: Any) -> int:

@@ -99,6 +99,7 @@ def html(report: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
         "<h2>Metrics</h2>",
         _metrics(results["metrics"], report["settings"]["level"]),
         _not_computed(results["not_computed"]),
+        _likelihood(results["likelihood"]),
         _images(pngs),
         "<h2>Protocol</h2>",
         _pairs(_protocol(protocol)),
@@ -135,8 +136,58 @@ def _metrics(found: Mapping[str, Mapping[str, Any]], level: float) -> str:
     return (
         f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
         "<caption>Real images: what they have themselves, and a perfect model would: as many as are evaluated, or half "
-        "of the reference, against its other images; of the inception score, that of the whole reference. Values depend on the number of images: compare only "
-        "those of equally many.</caption></table></div>"
+        "of the reference, against its other images; of the inception score, that of the whole reference. Values "
+        "depend on the number of images: compare only those of equally many.</caption></table></div>"
+    )
+
+
+def _likelihood(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    names = {
+        "bits_per_dim": "Variational bound",
+        "rate": "of it rate, L_1 and up",
+        "distortion": "of it distortion, L_0",
+        "prior": "of it prior, L_T",
+        "flow": "Probability flow",
+    }
+    rows = []
+    for name, title in names.items():
+        if name in found:
+            mean, error = found[name]["value"], found[name]["standard_error"]
+            around = "" if error is None else f" &plusmn; {_number(error)}"
+            rows.append(f"<tr><th scope='row'>{_text(title)}</th><td>{_number(mean)}{around}</td></tr>")
+    return (
+        f'<h2>Likelihood of {_text(found["count"])} real images</h2><div class="scroll"><table class="numbers"><thead>'
+        "<tr><th scope='col'>Bits/dim</th><th scope='col'>Mean and its standard error</th></tr></thead><tbody>"
+        f"{''.join(rows)}</tbody></table></div>{_curve(found['terms'][1:])}"
+    )
+
+
+def _curve(terms: Sequence[float]) -> str:
+    """Draw the terms of the bound above 0 over their timesteps, in a logarithmic scale, as SVG."""
+    values = np.log10(np.maximum(np.asarray(terms), 1e-12))
+    if len(values) < 2:
+        return ""
+    low, high = np.floor(values.min()), np.ceil(values.max() + 1e-9)
+    left, right, top, bottom = 56, 630, 12, 200
+    x = np.linspace(left, right, len(values))
+    y = bottom - (values - low) / max(high - low, 1) * (bottom - top)
+    points = " ".join(f"{one:.1f},{other:.1f}" for one, other in zip(x, y, strict=True))
+    lines = []
+    for power in range(int(low), int(high) + 1):
+        height = bottom - (power - low) / max(high - low, 1) * (bottom - top)
+        lines.append(
+            f'<line x1="{left}" x2="{right}" y1="{height:.1f}" y2="{height:.1f}" stroke="var(--line)"/>'
+            f'<text x="{left - 8}" y="{height + 4:.1f}" text-anchor="end">1e{power}</text>'
+        )
+    return (
+        '<figure><svg viewBox="0 0 640 240" role="img" aria-label="Terms of the bound over timesteps" font-size="12" '
+        f'fill="var(--faint)">{"".join(lines)}<polyline points="{points}" fill="none" stroke="var(--accent)" '
+        f'stroke-width="1.5"/><text x="{left}" y="{bottom + 18}">t = 1</text>'
+        f'<text x="{right}" y="{bottom + 18}" text-anchor="end">t = {len(terms)}</text></svg>'
+        "<figcaption>Terms L_t of the bound in bits/dim, mean over the images; t = 0 is the least noise.</figcaption>"
+        "</figure>"
     )
 
 

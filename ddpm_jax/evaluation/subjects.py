@@ -29,7 +29,7 @@ class Drawn:
 
     Attributes:
         recipe: the model, and all that decides the images.
-        num_images: how many are drawn.
+        num_images: how many are drawn; None for as many as the reference has, at most 50,000.
         batch_size: images per run of the program. It decides roundings, so a record holds it.
         origin: arguments of `load` by which the weights are found again; empty for weights that only memory holds,
             whose evaluation cannot be verified.
@@ -45,13 +45,14 @@ class Drawn:
     """
 
     recipe: Recipe
-    num_images: int
+    num_images: int | None = None
     batch_size: int = 16
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("num_images", "batch_size"):
-            object.__setattr__(self, name, as_positive(name, getattr(self, name)))
+        object.__setattr__(self, "batch_size", as_positive("batch_size", self.batch_size))
+        if self.num_images is not None:
+            object.__setattr__(self, "num_images", as_positive("num_images", self.num_images))
         check(
             self.recipe.shape[-1] in (1, 3),
             f"`recipe` draws images of {self.recipe.shape[-1]} channels; features are taken of 1 or 3. Draw them with "
@@ -80,6 +81,12 @@ class Drawn:
             "batch_size": self.batch_size,
         }
 
+    @property
+    def count(self) -> int:
+        """Number of images, which `evaluate` has filled in."""
+        assert self.num_images is not None, "the number of images is known before they are drawn"
+        return self.num_images
+
     def draw(self, folder: Path, watch: Watch) -> None:
         """Draw the set into a folder, or what is missing there. Every process calls it alike.
 
@@ -92,19 +99,19 @@ class Drawn:
         """
         settings = {"model": self.origin.get("source"), "revision": self.origin.get("revision")}
         settings |= self.recipe.settings() | {"image_size": list(self.recipe.shape[:2])}
-        opened = lambda force: ImageSet(folder, settings, self.num_images, shape=self.recipe.shape, force=force)
+        opened = lambda force: ImageSet(folder, settings, self.count, shape=self.recipe.shape, force=force)
         try:
             images = opened(False)
         except FileExistsError:
             there = (folder / SET_FILE).is_file() and read_json(folder / SET_FILE).get("complete")
             if not there:
                 raise
-            watch(self.num_images)
+            watch(self.count)
             return
         sharding.wait_for_all("the set is opened")  # else the first process could complete it before
         lacking = missing(images)
-        watch(self.num_images - int(np.count_nonzero(lacking)))
-        draw_set(images, self.recipe, lacking, batch_size=min(self.batch_size, self.num_images), watch=watch)
+        watch(self.count - int(np.count_nonzero(lacking)))
+        draw_set(images, self.recipe, lacking, batch_size=min(self.batch_size, self.count), watch=watch)
 
 
 def drawn_from(record: Mapping[str, Any]) -> Drawn:
