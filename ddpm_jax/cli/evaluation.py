@@ -11,6 +11,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from ddpm_jax import progress
 from ddpm_jax.cli.arguments import at_size, check_output, choose_sampler, class_of, in_flags, join
 from ddpm_jax.cli.compile_cache import keep_compiled
+from ddpm_jax.types import Number
 from ddpm_jax.validation import check
 
 _OF_MODELS = (  # arguments that act on a model alone
@@ -246,7 +247,7 @@ class _Bars:
     def __exit__(self, *_: Any) -> None:
         self._close()
 
-    def show(self, stage: str, done: float, total: float) -> None:
+    def show(self, stage: str, done: Number, total: Number) -> None:
         """Show how much of a stage is done, in percent."""
         if stage != self.stage:
             self._close()

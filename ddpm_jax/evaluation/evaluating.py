@@ -32,16 +32,17 @@ from ddpm_jax.evaluation.subjects import Drawn
 from ddpm_jax.files import check_local, read_json, whole_file, write_json
 from ddpm_jax.images.source import Source
 from ddpm_jax.samplers.registry import describe
+from ddpm_jax.types import Number
 from ddpm_jax.validation import check, differences
 
 PAGE = "report.html"
 _SETTINGS, _PROGRESS = "evaluation.json", "progress.json"
 _SAMPLES, _FEATURES, _REFERENCE, _LIKELIHOOD = "samples", "features", "reference", "likelihood"  # folders
 
-Watch = Callable[[str, float, float], None]  # told a stage, how much of it is done, and how much there is
+Watch = Callable[[str, Number, Number], None]  # told a stage, how much of it is done, and how much there is
 
 
-def unwatched(stage: str, done: float, total: float) -> None:
+def unwatched(stage: str, done: Number, total: Number) -> None:
     """Watch nothing."""
 
 
@@ -58,7 +59,7 @@ def evaluate(
     skip_broken: bool = False,
     protocol: str | None = None,
     num_resamples: int = 200,
-    level: float = 0.95,
+    level: Number = 0.95,
     bits_per_dim: int = 0,
     flow: bool = False,
     force: bool = False,

@@ -16,6 +16,7 @@ from ddpm_jax.evaluation.report import content_of, content_of_file
 from ddpm_jax.evaluation.subjects import Drawn
 from ddpm_jax.images.source import Source
 from ddpm_jax.likelihood.job import check_model
+from ddpm_jax.types import Number
 from ddpm_jax.validation import as_integer, as_positive, check
 
 _STATISTICS = ({"mu", "sigma"}, {"feats"}, {"pool_3"})  # arrays by which statistics are told from images
@@ -49,7 +50,7 @@ class Job:
         skip_broken: bool,
         protocol: str | None,
         num_resamples: int,
-        level: float,
+        level: Number,
         bits_per_dim: int,
         flow: bool,
     ):

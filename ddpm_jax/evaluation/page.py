@@ -37,24 +37,22 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; background: 
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.15rem; margin: 2.25rem 0 .75rem; }
 p { margin: .5rem 0; }
-.faint, caption, figcaption { color: var(--faint); font-size: .875rem; }
-.scroll { overflow-x: auto; }
+.faint, figcaption { color: var(--faint); font-size: .875rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; padding-top: .5rem; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .75rem .4rem 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
-table.pairs th { width: 13rem; font-weight: 400; color: var(--faint); }
-table.numbers th, table.numbers td { white-space: nowrap; overflow-wrap: normal; }
+table.pairs th { width: min(13rem, 40%); font-weight: 400; color: var(--faint); }
+table.numbers { overflow-wrap: normal; }
 table.numbers td { text-align: right; padding-right: 0; padding-left: .75rem; }
 table.numbers thead th + th { text-align: right; padding-right: 0; padding-left: .75rem; }
-table.numbers small { display: block; color: var(--faint); font-weight: 400; }
+table.numbers small { display: block; color: var(--faint); font-weight: 400; font-size: .8rem; }
 .value { font-weight: 600; color: var(--accent); }
 ul { padding-left: 1.2rem; }
 ul.warnings { list-style: none; padding: .75rem 1rem; background: var(--card); border-left: 4px solid var(--warn); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; display: block; }
-svg { width: 100%; height: auto; }
+svg { display: block; width: 100%; max-width: 40rem; height: auto; margin-top: 1rem; }
 """
 
 
@@ -121,23 +119,27 @@ def html(report: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
 
 
 def _metrics(found: Mapping[str, Mapping[str, Any]], level: float) -> str:
-    intervals = any(score["low"] is not None for score in found.values())
-    heads = ["Metric", "Value", *([f"{100 * level:g}% interval"] if intervals else []), "Real images"]
     rows = []
-    for name, score in found.items():
-        title, better = _METRICS[name]
-        cells = [f'<td class="value">{_number(score["value"])}</td>']
-        if intervals:
-            cells.append(f"<td>{_number(score['low'])} to {_number(score['high'])}</td>")
+    for name, (title, better) in _METRICS.items():
+        if name not in found:
+            continue
+        score = found[name]
+        ends = [_number(score[end]) for end in ("low", "high") if score[end] is not None]
         of_real = "none" if score["real"] is None else _number(score["real"])
-        cells.append(f"<td>{of_real}{_small(_counts_of_real(score))}</td>")
-        rows.append(f"<tr><th scope='row'>{_text(title)}{_small(better)}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th scope='col'>{_text(text)}</th>" for text in heads)
+        rows.append(
+            f"<tr><th scope='row'>{_text(title)}{_small(better)}</th>"
+            f'<td class="value">{_number(score["value"])}{_small(" to ".join(ends))}</td>'
+            f"<td>{of_real}{_small(_counts_of_real(score))}</td></tr>"
+        )
+    intervals = any(score["low"] is not None for score in found.values())
+    between = f"{100 * level:g}% interval" if intervals else ""
     return (
-        f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody>'
-        "<caption>Real images: what they have themselves, and a perfect model would: as many as are evaluated, or half "
-        "of the reference, against its other images; of the inception score, that of the whole reference. Values "
-        "depend on the number of images: compare only those of equally many.</caption></table></div>"
+        "<table class='numbers'><thead><tr><th scope='col'>Metric</th>"
+        f"<th scope='col'>Value{_small(between)}</th><th scope='col'>Real images</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+        '<p class="faint">Real images: what they have themselves, and a perfect model would: as many as are evaluated, '
+        "or half of the reference, against its other images; of the inception score, that of the whole reference. "
+        "Values depend on the number of images: compare only those of equally many.</p>"
     )
 
 
@@ -146,21 +148,21 @@ def _likelihood(found: Mapping[str, Any] | None) -> str:
         return ""
     names = {
         "bits_per_dim": "Variational bound",
-        "rate": "of it rate, L_1 and up",
-        "distortion": "of it distortion, L_0",
-        "prior": "of it prior, L_T",
+        "rate": "Rate, its L_1 and up",
+        "distortion": "Distortion, its L_0",
+        "prior": "Prior, its L_T",
         "flow": "Probability flow",
     }
     rows = []
     for name, title in names.items():
         if name in found:
             mean, error = found[name]["value"], found[name]["standard_error"]
-            around = "" if error is None else f" &plusmn; {_number(error)}"
+            around = "" if error is None else f" &plusmn; {error:.2g}"
             rows.append(f"<tr><th scope='row'>{_text(title)}</th><td>{_number(mean)}{around}</td></tr>")
     return (
-        f'<h2>Likelihood of {_text(found["count"])} real images</h2><div class="scroll"><table class="numbers"><thead>'
-        "<tr><th scope='col'>Bits/dim</th><th scope='col'>Mean and its standard error</th></tr></thead><tbody>"
-        f"{''.join(rows)}</tbody></table></div>{_curve(found['terms'][1:])}"
+        f"<h2>Likelihood of {_text(found['count'])} real images</h2><table class='numbers'><thead>"
+        f"<tr><th scope='col'>Bits/dim</th><th scope='col'>Mean{_small('and its standard error')}</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>{_curve(found['terms'][1:])}"
     )
 
 
@@ -170,7 +172,7 @@ def _curve(terms: Sequence[float]) -> str:
     if len(values) < 2:
         return ""
     low, high = np.floor(values.min()), np.ceil(values.max() + 1e-9)
-    left, right, top, bottom = 56, 630, 12, 200
+    left, right, top, bottom = 44, 410, 10, 180
     x = np.linspace(left, right, len(values))
     y = bottom - (values - low) / max(high - low, 1) * (bottom - top)
     points = " ".join(f"{one:.1f},{other:.1f}" for one, other in zip(x, y, strict=True))
@@ -182,7 +184,7 @@ def _curve(terms: Sequence[float]) -> str:
             f'<text x="{left - 8}" y="{height + 4:.1f}" text-anchor="end">1e{power}</text>'
         )
     return (
-        '<figure><svg viewBox="0 0 640 240" role="img" aria-label="Terms of the bound over timesteps" font-size="12" '
+        '<figure><svg viewBox="0 0 420 205" role="img" aria-label="Terms of the bound over timesteps" font-size="12" '
         f'fill="var(--faint)">{"".join(lines)}<polyline points="{points}" fill="none" stroke="var(--accent)" '
         f'stroke-width="1.5"/><text x="{left}" y="{bottom + 18}">t = 1</text>'
         f'<text x="{right}" y="{bottom + 18}" text-anchor="end">t = {len(terms)}</text></svg>'
