@@ -68,7 +68,7 @@ class TestVerified:
             (("results", "metrics", "fid", "value"), 1.5),
             (("results", "metrics", "kid", "low"), None),
             (("results", "images", "features"), "00"),
-            (("results", "warnings"), []),
+            (("results", "warnings", 0), "nothing"),
             (("protocol", "num_images"), 50000),
         ],
     )
@@ -76,7 +76,7 @@ class TestVerified:
         changed(evaluated / "report.json", *places, value=value)
         found = verify(evaluated)
         assert found.repeated and len(found.differences) == 1
-        name = " ".join(place for place in places if place != "results")
+        name = " ".join(str(place) for place in places if place != "results")
         assert found.differences[0].startswith(name)
 
     def test_the_least_change_is_found(self, evaluated):
@@ -157,7 +157,7 @@ class TestRecords:
     @pytest.mark.parametrize(
         "sampler",
         [
-            *(cls() for cls in samplers.SAMPLERS.values()),
+            *(cls() for name, cls in samplers.SAMPLERS.items() if not name.endswith("-ve")),  # another schedule
             samplers.DDIM(timesteps=(900, 500.5, 0), clip=None, eta=0.25),
             samplers.Heun(s_churn=40.0, s_tmax=5.0, num_steps=7),
             samplers.DPMSolverPP(lambda_min_clipped=-5.1, timestep_spacing="trailing"),
@@ -167,16 +167,13 @@ class TestRecords:
     )
     def test_samplers_are_found_again(self, sampler):
         params = ddpm_jax.load("digits-16")
-        if isinstance(sampler, samplers.SAMPLERS["score-sde-ve"] | samplers.SAMPLERS["karras-ve"]):
-            pytest.skip("of variance-exploding networks")
         recipe = Recipe(params=params, sampler=sampler, seed=5)
         record = Drawn(recipe=recipe, num_images=3, origin={"source": "digits-16"}).record()
         again = drawn_from(json.loads(json.dumps(record, allow_nan=False)))
         assert again.recipe.sampler == sampler and again.record() == record
 
     def test_infinite_knobs(self):
-        sampler = samplers.Heun(s_churn=1.0, s_tmax=2.0)
-        infinite = dataclasses.replace(sampler, s_tmin=-math.inf)
+        infinite = samplers.Heun(s_churn=1.0, s_tmin=math.inf)
         record = Drawn(
             recipe=Recipe(params=ddpm_jax.load("digits-16"), sampler=infinite), origin={"source": "digits-16"}
         ).record()
