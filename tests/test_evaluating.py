@@ -372,14 +372,15 @@ class TestModels:
 
 class TestMemory:
     def test_grows_by_the_features_alone(self, tmp_path, monkeypatch):
-        """2048 more images have 0.5 MB of 64 features. Both sides lie on disk; to set real images against real ones,
+        """600 more images have 0.6 MB of 256 features. Both sides lie on disk; to set real images against real ones,
         their features are copied once."""
-        monkeypatch.setattr(pairs, "TILE", 256)
+        monkeypatch.setattr(gathering, "CHUNK", 64)
+        monkeypatch.setattr(pairs, "TILE", 64)
         monkeypatch.setattr(moments, "BLOCK", 64)
         monkeypatch.setattr(scores, "METRICS", {"kid": evaluation.kid})
-        wide = from_function(lambda images: np.tile(images.reshape(len(images), -1), 16), "wide")
+        wide = from_function(lambda images: np.tile(images.reshape(len(images), -1), 64), "wide")
         peaks = []
-        for count in (256, 2304):
+        for count in (200, 800):
             images = RANDOM.integers(0, 256, (count, 2, 2, 1), np.uint8)
             np.save(tmp_path / f"{count}.npy", images)
             tracemalloc.start()
@@ -387,7 +388,7 @@ class TestMemory:
             evaluating.evaluate(path, path, tmp_path / f"out {count}", features=wide, num_resamples=0)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-        assert peaks[1] - peaks[0] < 1.5 * 2048 * 64 * 4
+        assert peaks[1] - peaks[0] < 1.5 * 600 * 256 * 4
 
 
 class TestCommand:
