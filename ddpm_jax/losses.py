@@ -284,22 +284,6 @@ def bound_term(
     q_log_variance = at_t(np.log(steps.smallest))
     difference = q_log_variance - p_log_variance
     divergence = (jnp.exp(difference) - 1 - difference + shift**2 * jnp.exp(-p_log_variance)) / 2
-    decoder = -_log_probability_of_levels(x_0, p_mean, p_log_variance)
+    decoder = -reverse.log_probability_of_levels(x_0, p_mean, p_log_variance)
     nats = jnp.where((t == 0)[:, None, None, None], decoder, divergence).mean((1, 2, 3))
     return schedule.num_train_timesteps * nats / np.log(2)
-
-
-def _log_probability_of_levels(x_0: Array, mean: Array, log_variance: Array) -> Array:
-    """Return the log of a Gaussian's mass on the bin of x_0, one of 256 in [-1, 1]; the outer two are open.
-
-    With the cumulative distribution's approximation by tanh that the paper's numbers were computed with.
-    """
-
-    def cumulative(x):
-        return (1 + jnp.tanh(np.sqrt(2 / np.pi).astype(np.float32) * (x + 0.044715 * x**3))) / 2
-
-    scale = jnp.exp(-log_variance / 2)
-    above = cumulative((x_0 - mean + 1 / 255) * scale)
-    below = cumulative((x_0 - mean - 1 / 255) * scale)
-    mass = jnp.where(x_0 < -0.999, above, jnp.where(x_0 > 0.999, 1 - below, above - below))
-    return jnp.log(jnp.maximum(mass, 1e-12))

@@ -149,7 +149,7 @@ def test_expected_calls_count_as_evaluations(monkeypatch):
     chunks = ddpm_jax.sample_chunks(params, KEY, 2, sampler=samplers.DDIM(num_steps=3), expected_calls=5)
     chunks.close()
     assert told == [(2, 3), (2, 3 * 10**6), (2, 15)]
-    np.testing.assert_allclose(once, often, atol=1e-5)  # but for Winograd's rounding
+    np.testing.assert_allclose(once, often, atol=3e-5)  # three evaluations with Winograd's rounding, 1e-5 each as above
     with pytest.raises(ValueError, match="`expected_calls` must be at least 1, not 0"):
         draw(expected_calls=0)
 

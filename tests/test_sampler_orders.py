@@ -82,6 +82,7 @@ def test_reaches_the_mean_and_spread_of_the_data(name, knobs):
 MIXTURES = [*variants({name: knobs[:1] for name, knobs in STOCHASTIC.items()}), *variants(FIRST)]
 
 
+@pytest.mark.slow  # seconds each; the fast suite has the moments of a Gaussian, and orders on this mixture
 @pytest.mark.parametrize("name, knobs", MIXTURES)
 def test_reaches_the_moments_of_a_mixture(name, knobs):
     """Mean, spread and skewness of 10,000 pixels, after 400 steps."""
@@ -105,17 +106,19 @@ class TestStrongOrder:
     integrals over the step.) A wrong scale of the noise, or of its decay, would leave an error of order 0.
     """
 
-    SAMPLERS = [
+    QUICK = [
         ("ddpm", {"clip": None}),
         ("ddim", {"clip": None, "eta": 0.5}),
         ("euler", {"s_churn": 5.0}),
+        ("euler-a", {}),
+        ("score-sde-ve", {"correct_steps": 0}),  # Langevin corrections are no steps of the equation
+        ("dpmsolver++", {"algorithm_type": "sde-dpmsolver++"}),
+    ]
+    SLOW = [
         ("heun", {"s_churn": 5.0}),
         ("karras-ve", {"s_churn": 10.0, "s_tmin": 0.0, "s_tmax": np.inf, "s_noise": 1.0}),
-        ("euler-a", {}),
         ("kdpm2-a", {}),
-        ("score-sde-ve", {"correct_steps": 0}),  # Langevin corrections are no steps of the equation
         ("dpmsolver++", {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}),
-        ("dpmsolver++", {"algorithm_type": "sde-dpmsolver++"}),
         ("dpmsolver++", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}),
         ("dpmsolver", {"algorithm_type": "sde-dpmsolver", "solver_order": 1}),
         ("dpmsolver", {"algorithm_type": "sde-dpmsolver"}),
@@ -123,7 +126,7 @@ class TestStrongOrder:
     FINE, COARSE = 4096, (64, 512)
 
     def test_every_stochastic_sampler_is_in_the_list(self):
-        assert {name for name, _ in self.SAMPLERS} == set(STOCHASTIC)
+        assert {name for name, _ in self.QUICK + self.SLOW} == set(STOCHASTIC)
 
     def table(self, name, knobs, steps):
         """Steps between the noisiest timestep and timestep 0, uniform in log-SNR, and a last one without noise."""
@@ -134,7 +137,7 @@ class TestStrongOrder:
             schedule = ScheduleConfig(num_train_timesteps=total, beta_start=2.5e-5, beta_end=5e-3)
         return SAMPLERS[name](num_steps=steps + 1, timestep_spacing="logsnr", **knobs).table(schedule), schedule
 
-    @pytest.mark.parametrize("name, knobs", SAMPLERS)
+    @pytest.mark.parametrize("name, knobs", [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
     def test_is_one(self, name, knobs):
         generator = np.random.default_rng(0)
         x, increments = generator.standard_normal((1, 400, 1, 1)), generator.standard_normal((self.FINE + 1, 400))

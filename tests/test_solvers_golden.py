@@ -390,7 +390,8 @@ class TestBugsOfDiffusers:
         x = run(DPMSolverPP(**TEN, solver_order=3), model=model, start=start)
         assert abs(np.abs(x).sum() - total) > 1e-4 * total
         same = run(UniPC(**TEN, solver_order=3, corrector=False), model=model, start=start)
-        np.testing.assert_allclose(x, same, rtol=1e-4)
+        # where numbers up to 150 cancel, ten steps of float32 leave some roundings of those: 150 * 6e-8 each
+        np.testing.assert_allclose(x, same, rtol=1e-4, atol=3e-6 * np.abs(same).max())
 
     @pytest.mark.parametrize("steps, std", [(10, 0.1228467), (25, 0.1861101)])
     def test_third_order_multistep_on_a_gaussian(self, steps, std):

@@ -19,6 +19,7 @@ import ddpm_jax
 from ddpm_jax import sharding
 from ddpm_jax.images.source import open_source
 from ddpm_jax.losses import check_objective
+from ddpm_jax.reverse import LEARNED
 from ddpm_jax.training import DataConfig, LoopConfig, ModelConfig, OptimizerConfig, TrainConfig, logs, loop, train
 from ddpm_jax.training.checks import check_batch, check_new_run
 from ddpm_jax.training.data import Batches, open_data
@@ -67,7 +68,9 @@ def program(config, folder):
     check_new_run(config)
     check_batch(config, 1)
     classes = ("a", "b") if config.data.class_conditional else ()
-    config = dataclasses.replace(config, model=TINY)
+    smaller = not classes and config.objective.variance_type not in LEARNED  # a network without a middle block
+    model = ModelConfig(model_config=folder / "network.json") if smaller else TINY
+    config = dataclasses.replace(config, model=model)
     plan = Plan(network(config, 8, 1, classes), config)
     check_objective(plan.network, config.objective)
     state = abstract(plan, sharding.data_mesh())
