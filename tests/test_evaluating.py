@@ -1,8 +1,10 @@
 """Evaluations end to end: numbers of the metrics, resumed ones, refusals, the likelihood; and `ddpm-jax evaluate`."""
 
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tracemalloc
@@ -451,3 +453,42 @@ class TestCommand:
         result = subprocess.run(program, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "is reproduced" in result.stdout and "Differs" not in result.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_with_two_devices_each(sets, tmp_path):
+    """Both draw, the first one does the rest. The numbers are those of one process but for roundings."""
+    model = write_flat(tmp_path / "model", small_params(), SHORT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+    words = ("evaluate", model, "--reference", sets[1], "--sampler", "ddim", "--steps", 2, "--num-images", 13)
+    words = (*words, "--batch-size", 4, "--num-resamples", 0, "--bpd", 5)
+    joined = ("--out", "two", "--coordinator", f"127.0.0.1:{port}", "--num-processes", 2, "--process-id")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ddpm_jax", *map(str, (*words, *joined, i))],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "fid: " in said[0][0] and "fid: " not in said[1][0]
+    main([str(word) for word in (*words, "--out", "one")])
+    two, one = (read_report(name) for name in ("two", "one"))
+    assert two["environment"]["hardware"]["num_processes"] == 2
+    for name, score in one["results"]["metrics"].items():
+        np.testing.assert_allclose(two["results"]["metrics"][name]["value"], score["value"], rtol=0.02, atol=0.01)
+    bits = [report["results"]["likelihood"]["bits_per_dim"]["value"] for report in (one, two)]
+    np.testing.assert_allclose(*bits, rtol=1e-5)  # another batch on each device, in float32

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch_peers
 from conftest import small_params
 from test_checkpoint import write_flat
 from test_evaluating import FAKE, REAL, SHORT, drawn, folder_of, with_logits
@@ -18,7 +19,7 @@ from test_evaluating import FAKE, REAL, SHORT, drawn, folder_of, with_logits
 import ddpm_jax
 from ddpm_jax import evaluation, samplers
 from ddpm_jax.cli import main
-from ddpm_jax.evaluation import page, report
+from ddpm_jax.evaluation import inception_weights, page, report
 from ddpm_jax.evaluation.evaluating import evaluate
 from ddpm_jax.evaluation.report import read_report, write_report
 from ddpm_jax.evaluation.subjects import Drawn, drawn_from
@@ -289,3 +290,28 @@ class TestPage:
         with pytest.raises(TypeError):
             write_report(path, {"settings": object()})
         assert path.read_text() == before
+
+
+@pytest.mark.slow
+class TestInception:
+    def test_of_random_weights(self, tmp_path, monkeypatch):
+        """Features and logits; the report is repeated, and other weights of the extractor are found."""
+        monkeypatch.setattr(inception_weights, "read_torch_pickle", lambda _: torch_peers.inception_tensors())
+        weights = tmp_path / "weights.pth"
+        weights.write_bytes(b"weights")
+        np.savez("real.npz", images=REAL[:16])
+        np.savez("fake.npz", images=FAKE[:12])
+        options = {"features": "inception-2048/torch-fidelity", "weights": weights, "num_resamples": 2}
+        with pytest.warns(UserWarning, match="is not the file of which published FIDs are made"):
+            results = evaluate("fake.npz", "real.npz", "out", **options)["results"]
+        assert results["not_computed"] == {} and 1 < results["metrics"]["inception_score"]["value"] < 1008
+        extractor = evaluation.extractor(options["features"], weights=weights)
+        real, fake = extractor(REAL[:16]), extractor(FAKE[:12])
+        # another batch size in float32
+        np.testing.assert_allclose(
+            results["metrics"]["fid"]["value"], evaluation.fid(real.values, fake.values), rtol=1e-3
+        )
+        assert verify("out").differences == ()
+        weights.write_bytes(b"others")
+        (changed_extractor,) = verify("out").differences
+        assert changed_extractor.startswith("extractor 'inception-2048/torch-fidelity/weights-")

@@ -140,8 +140,12 @@ def run(job: Job, out: str | Path, *, force: bool = False, watch: Watch = unwatc
     with sharding.held(out, "evaluation"):
         lead = jax.process_index() == 0
         settings, inputs = job.settings(), job.inputs()
+        _check_folder(out, settings | inputs, force)
+        sharding.wait_for_all("all have looked into the folder")
         if lead:
-            _begin(out, settings | inputs, force)
+            if force:
+                _clear(out)
+            write_json(out / _SETTINGS, settings | inputs)
         sharding.wait_for_all("the evaluation has begun")
         kept = _Kept(out / _PROGRESS)
         if isinstance(job.images, Drawn):
@@ -313,32 +317,30 @@ class _Kept:
         write_json(self.path, {"metrics": self.metrics, "seconds": self.seconds})
 
 
-def _begin(out: Path, record: dict[str, Any], force: bool) -> None:
-    """Write settings and inputs into the folder, or compare them with those that are there."""
+def _check_folder(out: Path, record: dict[str, Any], force: bool) -> None:
+    """Refuse a folder that holds something else, or another evaluation, or this one with its report."""
     path = out / _SETTINGS
-    there = read_json(path) if path.exists() else None
-    if there is None:
+    if not path.exists():
         others = [place.name for place in out.iterdir() if not place.name.startswith(".")] if out.exists() else []
         if others:
             raise FileExistsError(
                 f"`out` {out} holds {others[0]} but no {_SETTINGS}, so it is no folder of an evaluation. Choose "
                 "another one."
             )
-    elif force:
-        _clear(out)
-    else:
-        changed = differences(there, record)
-        check(
-            not changed,
-            f"`out` {out} holds an evaluation with other settings: {'; '.join(changed)}. Choose another folder, or "
-            "replace it (`force`).",
+        return
+    if force:
+        return
+    changed = differences(read_json(path), record)
+    check(
+        not changed,
+        f"`out` {out} holds an evaluation with other settings: {'; '.join(changed)}. Choose another folder, or "
+        "replace it (`force`).",
+    )
+    if (out / REPORT).exists():
+        raise FileExistsError(
+            f"`out` {out} holds this evaluation already: read its {REPORT}, choose another folder, or evaluate "
+            "again (`force`)."
         )
-        if (out / REPORT).exists():
-            raise FileExistsError(
-                f"`out` {out} holds this evaluation already: read its {REPORT}, choose another folder, or evaluate "
-                "again (`force`)."
-            )
-    write_json(path, record)
 
 
 def _clear(out: Path) -> None:
