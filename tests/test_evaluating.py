@@ -445,8 +445,9 @@ class TestCommand:
         assert not Path("evaluation").exists()
 
     @pytest.mark.slow
-    def test_the_demo(self, capsys, tmp_path):
+    def test_the_demo(self, capsys, monkeypatch):
         """Verified in a new process."""
+        monkeypatch.setattr(gathering, "CHUNK", moments.BLOCK)  # as there
         words = ("--reference", "digits", "--num-images", 32, "--fast", "--bpd", 4, "--num-resamples", 20)
         self.run(capsys, "digits-16", *words, "--out", "out")
         program = [sys.executable, "-m", "ddpm_jax", "evaluate", "--verify", "out/report.json"]
