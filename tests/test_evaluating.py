@@ -431,14 +431,15 @@ class TestCommand:
     def test_refuses_in_flags(self, capsys, sets, tmp_path):
         reference = ("--reference", sets[1])
         self.fails(capsys, "--reference is missing", sets[0])
-        self.fails(capsys, "IMAGES .*, and --sampler, --steps acts on a model", sets[0], *reference, "--sampler=ddim",
+        self.fails(capsys, "IMAGES .*npz are images; leave --sampler, --steps out", sets[0], *reference, "--sampler=ddim",
                    "--steps", 3)  # fmt: skip
-        self.fails(capsys, "IMAGES .*, and --bpd acts on a model", sets[0], *reference, "--bpd", 3)
+        self.fails(capsys, "IMAGES .* are images; leave --bpd out", sets[0], *reference, "--bpd", 3)
         self.fails(capsys, "--verify takes all from the report; leave IMAGES, --seed out", "x", "--verify", "y",
                    "--seed", 4)  # fmt: skip
         self.fails(capsys, "There is no file y", "--verify", "y")
         self.fails(capsys, "--level is 2.0; it must lie", sets[0], *reference, "--level", 2)
         self.fails(capsys, "--reference nowhere: there is no such", sets[0], "--reference", "nowhere")
+        self.fails(capsys, "IMAGES nowhere.npz: there is no such", "nowhere.npz", *reference)
         model = write_flat(tmp_path / "model", small_params(), SHORT)
         self.fails(capsys, "--ode adds to --bpd, which is 0", model, *reference, "--ode")
         self.fails(capsys, "--fast is a sampler", model, *reference, "--fast", "--sampler", "ddim")

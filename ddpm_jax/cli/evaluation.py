@@ -123,9 +123,9 @@ def evaluate(
 
     from ddpm_jax.evaluation import evaluating
 
-    if _is_images(images):
+    if _is_images(images, subfolder):
         idle = _given(given, _OF_MODELS)
-        check(not idle, f"`images` {images} are images, and {', '.join(idle)} acts on a model: leave it out.")
+        check(not idle, f"`images` {images} are images; leave {', '.join(idle)} out, for models alone.")
         subject: Any = images
     else:
         subject = _drawn(given)
@@ -157,16 +157,16 @@ def evaluate(
     print(f"{out / evaluating.PAGE} and {out / evaluating.REPORT} are written.")
 
 
-def _is_images(images: str | None) -> bool:
+def _is_images(images: str | None, subfolder: str | None) -> bool:
     """Tell images from a model: a file, `digits`, a drawn set, or a folder that holds no checkpoint."""
     from ddpm_jax.checkpoint import nearby
     from ddpm_jax.files import SET_FILE
 
-    if images is None:
+    if images is None or subfolder is not None:
         return False
     path = Path(images).expanduser()
     if not path.is_dir():
-        return images == "digits" or path.is_file()
+        return images == "digits" or path.suffix in (".npz", ".npy") or path.is_file()
     if (path / SET_FILE).is_file():
         return True
     return not (nearby.is_cached_repository(path) or nearby.opens(nearby.names_below(path)))
