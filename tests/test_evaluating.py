@@ -20,7 +20,7 @@ from test_checkpoint import SCHEDULER, write_flat
 import ddpm_jax
 from ddpm_jax import evaluation, likelihood, pixels, samplers
 from ddpm_jax.cli import main
-from ddpm_jax.evaluation import evaluating, gathering, moments, pairs, scores
+from ddpm_jax.evaluation import evaluating, gathering, likelihoods, moments, pairs, scores
 from ddpm_jax.evaluation.evaluating import evaluate
 from ddpm_jax.evaluation.features import from_function
 from ddpm_jax.evaluation.gathering import gather
@@ -235,7 +235,7 @@ class TestResumed:
         "likelihood": 4,
     }
 
-    def test_goes_on_where_it_ended(self, tmp_path, sets):
+    def test_goes_on_where_it_ended(self, tmp_path, sets, monkeypatch):
         """Interrupted in every stage, one after another: what is done is not done again, and the numbers are equal."""
         subject = drawn(tmp_path / "model", 7)
         options = {"num_resamples": 4, "bits_per_dim": 6}
@@ -261,7 +261,15 @@ class TestResumed:
         assert of_runs["features of the images"]["features of the reference"] == 16
         assert {"fid", "kid"} <= of_runs["density_coverage"].keys()
         assert not {"fid", "kid", "precision_recall"} & of_runs["likelihood"].keys()
+        first_images, bound_terms = [], likelihoods.bound_terms
+
+        def noting(*arguments, first_index, **options):
+            first_images.append(first_index)
+            return bound_terms(*arguments, first_index=first_index, **options)
+
+        monkeypatch.setattr(likelihoods, "bound_terms", noting)
         again, seen = run()
+        assert first_images == [4]  # the first batch, of 4 images, was kept
         assert again["results"] == whole["results"]
         assert seen == {"drawing": 7, "features of the reference": 40, "features of the images": 7, "likelihood": 4}
 
@@ -431,11 +439,11 @@ class TestCommand:
     def test_refuses_in_flags(self, capsys, sets, tmp_path):
         reference = ("--reference", sets[1])
         self.fails(capsys, "--reference is missing", sets[0])
-        self.fails(capsys, "IMAGES .*npz are images; leave --sampler, --steps out", sets[0], *reference, "--sampler=ddim",
-                   "--steps", 3)  # fmt: skip
+        words = (sets[0], *reference, "--sampler", "ddim", "--steps", 3)
+        self.fails(capsys, "IMAGES .*npz are images; leave --sampler, --steps out", *words)
         self.fails(capsys, "IMAGES .* are images; leave --bpd out", sets[0], *reference, "--bpd", 3)
-        self.fails(capsys, "--verify takes all from the report; leave IMAGES, --seed out", "x", "--verify", "y",
-                   "--seed", 4)  # fmt: skip
+        words = ("x", "--verify", "y", "--seed", 4)
+        self.fails(capsys, "--verify takes all from the report; leave IMAGES, --seed out", *words)
         self.fails(capsys, "There is no file y", "--verify", "y")
         self.fails(capsys, "--level is 2.0; it must lie", sets[0], *reference, "--level", 2)
         self.fails(capsys, "--reference nowhere: there is no such", sets[0], "--reference", "nowhere")

@@ -41,7 +41,8 @@ p { margin: .5rem 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .75rem .4rem 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
-table.pairs th { width: min(13rem, 40%); font-weight: 400; color: var(--faint); }
+table.pairs { table-layout: fixed; }
+table.pairs th { width: 35%; font-weight: 400; color: var(--faint); }
 table.numbers { overflow-wrap: normal; }
 table.numbers td { text-align: right; padding-right: 0; padding-left: .75rem; }
 table.numbers thead th + th { text-align: right; padding-right: 0; padding-left: .75rem; }
@@ -49,6 +50,7 @@ table.numbers small { display: block; color: var(--faint); font-weight: 400; fon
 .value { font-weight: 600; color: var(--accent); }
 ul { padding-left: 1.2rem; }
 ul.warnings { list-style: none; padding: .75rem 1rem; background: var(--card); border-left: 4px solid var(--warn); }
+ul.warnings li + li { margin-top: .5rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; image-rendering: pixelated; border-radius: 4px; display: block; }
