@@ -385,12 +385,12 @@ class TestMemory:
         """600 more images have 0.6 MB of 256 features. Both sides lie on disk; to set real images against real ones,
         their features are copied once."""
         monkeypatch.setattr(gathering, "CHUNK", 64)
-        monkeypatch.setattr(pairs, "TILE", 64)
+        monkeypatch.setattr(pairs, "TILE", 256)
         monkeypatch.setattr(moments, "BLOCK", 64)
         monkeypatch.setattr(scores, "METRICS", {"kid": evaluation.kid})
         wide = from_function(lambda images: np.tile(images.reshape(len(images), -1), 64), "wide")
         peaks = []
-        for count in (200, 800):
+        for count in (512, 1112):
             images = RANDOM.integers(0, 256, (count, 2, 2, 1), np.uint8)
             np.save(tmp_path / f"{count}.npy", images)
             tracemalloc.start()
