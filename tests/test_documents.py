@@ -201,7 +201,7 @@ class TestCommandLine:
             ("```bash\npip install . && ddpm-jax sample --quick\n```", ["sample --quick"]),
             ("`ddpm-jax\ntrain --preset NAME --fast`", ["train --fast"]),
             ("`ddpm-jax ema RUN OUT --power-ema 0.1`", ["ema --power-ema"]),  # which the help of `ema` mentions
-            ("`ddpm-jax evaluate`", ["ddpm-jax evaluate"]),
+            ("`ddpm-jax judge`", ["ddpm-jax judge"]),
             (
                 "`ddpm-jax COMMAND --seed 1`",
                 [f"{name} --seed" for name in "ema compile convert export info stats".split()],

@@ -4,8 +4,11 @@ real = evaluation.gather(evaluation.open_images("photos/"), evaluation.extractor
 fake = evaluation.gather(evaluation.open_images("samples/"), evaluation.extractor("pixels"))
 evaluation.check_comparable(real, fake)
 evaluation.estimate(evaluation.fid, real.features, fake.features)
+
+`evaluate` does all of it, with every metric, and writes a report that `verify` repeats.
 """
 
+from ddpm_jax.evaluation.evaluating import evaluate
 from ddpm_jax.evaluation.features import Extractor, Features, extractor, from_function
 from ddpm_jax.evaluation.gathering import gather, open_images
 from ddpm_jax.evaluation.intervals import Estimate, estimate, floor
@@ -23,9 +26,13 @@ from ddpm_jax.evaluation.metrics import (
 )
 from ddpm_jax.evaluation.moments import Statistics
 from ddpm_jax.evaluation.reference import FeatureSet, check_comparable, read_statistics, write_statistics
+from ddpm_jax.evaluation.report import read_report
+from ddpm_jax.evaluation.subjects import Drawn
+from ddpm_jax.evaluation.verifying import Verification, verify
 
 __all__ = [
     "DensityCoverage",
+    "Drawn",
     "Estimate",
     "Extractor",
     "FeatureSet",
@@ -33,10 +40,12 @@ __all__ = [
     "PrecisionRecall",
     "Spread",
     "Statistics",
+    "Verification",
     "check_comparable",
     "density_coverage",
     "energy_distance",
     "estimate",
+    "evaluate",
     "extractor",
     "fid",
     "floor",
@@ -47,6 +56,8 @@ __all__ = [
     "kid_subsets",
     "open_images",
     "precision_recall",
+    "read_report",
     "read_statistics",
+    "verify",
     "write_statistics",
 ]
