@@ -41,6 +41,7 @@ DOORS = {
         "cli/sampling.py",
         "cli/checkpoints.py",
         "cli/compile.py",
+        "cli/evaluation.py",
         "cli/statistics.py",
         "cli/figures.py",
     },

@@ -167,6 +167,20 @@ class TestFloor:
         small, large = (floor(metrics.fid, real, size=size, num_splits=20)["fid"] for size in (200, 400))
         np.testing.assert_allclose(small / large, 2, rtol=0.25)  # 20 splits, each by a third of its mean
 
+    def test_against_another_number(self):
+        """The mean of the first set against that of the second, which no image is in twice."""
+        seen = []
+
+        def metric(real, fake):
+            seen.append((real, fake))
+            return 1.0
+
+        floor(metric, np.arange(11.0)[:, None], size=2, against=9)
+        ((real, fake),) = seen
+        assert real.shape == (9, 1) and fake.shape == (2, 1) and len(np.unique(np.concatenate([real, fake]))) == 11
+        with pytest.raises(ValueError, match="`size` is 2 and `against` 10, but `real` has 11 images; .* only with 12"):
+            floor(metric, np.arange(11.0)[:, None], size=2, against=10)
+
     def test_names_are_those_of_estimates(self):
         real = np.random.default_rng(0).normal(size=(40, 2))
         assert list(floor(metrics.precision_recall, real, k=2)) == ["precision", "recall"]

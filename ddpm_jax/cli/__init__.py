@@ -13,6 +13,7 @@ import tyro
 from ddpm_jax.cli.arguments import in_flags
 from ddpm_jax.cli.checkpoints import convert, ema, export, info
 from ddpm_jax.cli.compile import compile
+from ddpm_jax.cli.evaluation import evaluate
 from ddpm_jax.cli.figures import figure
 from ddpm_jax.cli.sampling import sample
 from ddpm_jax.cli.statistics import stats
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line. Wrong input prints one line on stderr and exits with 1."""
     gc.freeze()  # modules stay: searching them for garbage took 0.2 s of a run of 4 s
     argv = list(sys.argv[1:] if argv is None else argv)
-    plain = (sample, ema, compile, convert, export, figure, info, stats)
+    plain = (sample, ema, compile, convert, export, evaluate, figure, info, stats)
     commands = {command.__name__: tyro.conf.configure(tyro.conf.FlagCreatePairsOff)(command) for command in plain}
     try:
         if not argv or argv[0] not in commands:  # the other commands need not import training

@@ -17,10 +17,12 @@ from ddpm_jax.files import check_local
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
 # Arguments of the library whose flag has another name.
 _ALIASES = {
+    "bits_per_dim": "bpd",
     "channels": "image_channels",
     "class_labels": "class_label",
     "data": "images",
     "first_index": "index",
+    "flow": "ode",
     "folder": "out",
     "overwrite": "force",
     "path": "out",

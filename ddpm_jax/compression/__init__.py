@@ -1,7 +1,7 @@
 """Lossy compression by a diffusion model: the bits that each step sends, and the picture that they show.
 
-curve = rate_distortion(params, key, images)
-draw_curves(curve, "curve.png", [*codec_curve(images, "jpeg"), *codec_curve(images, "webp")])
+    curve = rate_distortion(params, key, images)
+    draw_curves(curve, "curve.png", [*codec_curve(images, "jpeg"), *codec_curve(images, "webp")])
 """
 
 from ddpm_jax.compression.image_codecs import CodecPoint, codec_curve

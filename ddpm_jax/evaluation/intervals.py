@@ -117,6 +117,7 @@ def floor(
     real: np.ndarray,
     *,
     size: int | None = None,
+    against: int | None = None,
     num_splits: int = 1,
     seed: int = 0,
     **options: Any,
@@ -130,6 +131,7 @@ def floor(
         metric: a function of real and fake.
         real: features [n, d].
         size: images of each of the two sets; None is half of all.
+        against: images of the first one, which stands for the real images, if it is to have more or less than `size`.
         num_splits: how often the sets are drawn; the mean is returned.
         seed: of the drawing.
         **options: further arguments of the metric.
@@ -138,7 +140,7 @@ def floor(
         Mean values by the names of `estimate`.
 
     Raises:
-        ValueError: the inception score, which compares nothing; fewer than twice `size` images.
+        ValueError: the inception score, which compares nothing; fewer images than the two sets have.
 
     Example:
         >>> floor(metrics.energy_distance, np.array([[0.0], [2.0], [0.0], [2.0]]), seed=1)
@@ -150,15 +152,17 @@ def floor(
         "inception score of the real images themselves: it is the ceiling.",
     )
     half = len(real) // 2 if size is None else as_positive("size", size)
+    others = half if against is None else as_positive("against", against)
+    sizes = f"`size` is {half}" if against is None else f"`size` is {half} and `against` {others}"
     check(
-        half and 2 * half <= len(real),
-        f"`size` is {half}, but `real` has {len(real)} images; two sets of that size have no common image only with "
-        f"{2 * max(half, 1)}. Use a smaller size, or more images.",
+        half and half + others <= len(real),
+        f"{sizes}, but `real` has {len(real)} images; two sets of that size have no common image only with "
+        f"{max(half + others, 2)}. Use a smaller size, or more images.",
     )
     generator, found = np.random.default_rng(seed), []
     for _ in range(as_positive("num_splits", num_splits)):
         order = generator.permutation(len(real))
-        one, other = (real[np.sort(order[start : start + half])] for start in (0, half))
+        one, other = (real[np.sort(part)] for part in np.split(order[: others + half], [others]))
         found.append(values_of(metric, metric(one, other, **options)))
     return {name: float(np.mean([values[name] for values in found])) for name in found[0]}
 
