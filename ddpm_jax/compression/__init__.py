@@ -2,6 +2,8 @@
 
     curve = rate_distortion(params, key, images)
     draw_curves(curve, "curve.png", [*codec_curve(images, "jpeg"), *codec_curve(images, "webp")])
+
+`decode_progressively` shows single images as a receiver sees them appear.
 """
 
 from ddpm_jax.compression.image_codecs import CodecPoint, codec_curve
