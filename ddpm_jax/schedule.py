@@ -16,6 +16,7 @@ checkpoints were trained with them.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -249,7 +250,7 @@ def prediction_coefficients(prediction_type: str, alpha_bar_t):
     return signal, -sigma_t, sigma_t, signal
 
 
-def output_coefficients(config: ScheduleConfig, level):
+def output_coefficients(config: ScheduleConfig, level: Any):
     """Return (a, b, c, d) as `prediction_coefficients`, for networks of any forward process.
 
     The output of a variance-exploding network is the score, -eps / sigma (Song et al. 2021).

@@ -55,6 +55,8 @@ def test_refusals(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main([*words, "--platforms", "cpu", "gpu"])
     assert "must be some of cpu, cuda, tpu, not gpu" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`platforms` must be some of cpu, cuda, tpu, not none"):
+        ddpm_jax.artefact.write_artefact(make_params(), SAMPLER, tmp_path / "out", platforms=())
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious").write_text("")

@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import inspect
 import io
 import os
 import re
 import types
 from collections.abc import Iterator
+from typing import get_args
 from unittest import mock
 
 import numpy as np
@@ -17,11 +19,13 @@ from conftest import ROOT
 from PIL import Image
 
 import ddpm_jax
-from ddpm_jax import samplers, training
-from ddpm_jax.cli import main
+from ddpm_jax import evaluation, samplers, training
+from ddpm_jax.cli import figures, main
+from ddpm_jax.evaluation import features, metrics
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+EVALUATION = ROOT / "docs/evaluation.md"
 PICTURES = ROOT / "docs/images"
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
@@ -51,7 +55,16 @@ class TestCode:
 
     def test_there_is_code_to_run(self):
         with_code = {path.stem for path in DOCUMENTS if blocks(path, "python")}
-        assert with_code >= {"README", "index", "sampling", "samplers", "training", "checkpoints", "extending"}
+        assert with_code >= {
+            "README",
+            "index",
+            "sampling",
+            "samplers",
+            "training",
+            "evaluation",
+            "checkpoints",
+            "extending",
+        }
 
 
 class TestPictures:
@@ -111,6 +124,19 @@ class TestTables:
 
     def test_presets(self):
         assert set(self.first_column("training.md", "Presets")) == set(training.PRESETS)
+
+    def test_metrics(self):
+        functions = {name for name in evaluation.__all__ if inspect.isfunction(getattr(evaluation, name))}
+        of_metrics = {name for name in functions if getattr(evaluation, name).__module__ == metrics.__name__}
+        assert set(self.first_column("evaluation.md", "The metrics")) == of_metrics - {"kid_subsets"}  # a way of `kid`
+
+    def test_protocols(self):
+        listed = set(self.first_column("evaluation.md", "Protocols"))
+        assert listed == {name for name in features.NAMES if name == "pixels" or name.startswith("inception-2048/")}
+
+    def test_figures(self):
+        shown = {arguments.split()[0] for command, arguments in commands(EVALUATION.read_text()) if command == "figure"}
+        assert shown - {"NAME"} == set(get_args(figures.Name))
 
     def test_modules_of_the_api(self):
         pages = "".join(path.read_text() for path in DOCS)

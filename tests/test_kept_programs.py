@@ -116,6 +116,9 @@ class TestPrograms:
             newest = max(files(tmp_path), key=os.path.getmtime)
             os.utime(newest, (1000 + age, 1000 + age))
         size = files(tmp_path)[0].stat().st_size
+        oldest, *_, newest = sorted(files(tmp_path), key=os.path.getmtime)
+        KeptPrograms(tmp_path, 2**30).program(scaled, 1.0, (X,), {})  # a program that is used again is no longer old
+        assert oldest.stat().st_mtime > newest.stat().st_mtime
         oldest = min(files(tmp_path), key=os.path.getmtime)
         KeptPrograms(tmp_path, int(3.5 * size)).program(scaled, 4.0, (X,), {})
         assert len(files(tmp_path)) == 3 and oldest not in files(tmp_path)

@@ -49,6 +49,15 @@ def test_the_folder_that_was_meant(tmp_path, pipeline, params, named, opens):
     assert load(tmp_path / opens).config.unet == params.config.unet
 
 
+def test_a_folder_two_levels_below(tmp_path, pipeline):
+    """As of somebody who names the folder of all models."""
+    pipeline.rename(tmp_path / "moved")
+    (tmp_path / "models/mine").mkdir(parents=True)
+    (tmp_path / "moved").rename(tmp_path / "models/mine/pipe")
+    with pytest.raises(FileNotFoundError, match=f"can be opened: {tmp_path}/models/mine/pipe; for"):
+        load(tmp_path / "models")
+
+
 def test_weights_alone(tmp_path, pipeline, params):
     (tmp_path / "far/away").mkdir(parents=True)
     (pipeline / "unet/diffusion_pytorch_model.safetensors").rename(tmp_path / "far/away/model.safetensors")

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXTRAS = {"01_sample": "plot", "03_evaluate": "plot,train"}  # the digits are scikit-learn's
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
 
@@ -38,7 +39,7 @@ class TestInstallation:
         for folder in (path.parent, ROOT):  # where Jupyter starts a kernel, and where an editor may
             monkeypatch.chdir(folder)
             exec(first_code(path), {})
-        assert commands == [["install", "-q", f"{ROOT}[plot]"]] * 2
+        assert commands == [["install", "-q", f"{ROOT}[{EXTRAS[path.stem]}]"]] * 2
 
     def test_from_a_clone_beside(self, path, commands, monkeypatch, tmp_path):
         """Colab's kernel starts in /content, and `git clone` there makes a folder of it."""
@@ -47,20 +48,20 @@ class TestInstallation:
         (tmp_path / "sample_data").mkdir()
         monkeypatch.chdir(tmp_path)
         exec(first_code(path), {})
-        assert commands == [["install", "-q", f"{tmp_path / 'clone'}[plot]"]]
+        assert commands == [["install", "-q", f"{tmp_path / 'clone'}[{EXTRAS[path.stem]}]"]]
 
     def test_by_name(self, path, commands, monkeypatch, tmp_path):
         """Also where a project of somebody else lies around."""
         (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"')
         monkeypatch.chdir(tmp_path)
         exec(first_code(path), {})
-        assert commands == [["install", "-q", "ddpm-jax[plot]"]]
+        assert commands == [["install", "-q", f"ddpm-jax[{EXTRAS[path.stem]}]"]]
 
     def test_with_the_jax_of_the_accelerator(self, path, commands, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi" if name == "nvidia-smi" else None)
         exec(first_code(path), {})
-        assert commands == [["install", "-q", "ddpm-jax[cuda,plot]"]]
+        assert commands == [["install", "-q", f"ddpm-jax[cuda,{EXTRAS[path.stem]}]"]]
 
     def test_not_where_it_is_installed(self, path, commands, monkeypatch, tmp_path):
         monkeypatch.undo()

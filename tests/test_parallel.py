@@ -59,6 +59,13 @@ noise = jax.jit(
 np.savez(out + "/images.npz", eight=eight, three=three, on_two=on_two, there=there, last=path.x_0_hat[-1],
     noise=noise, given=given, later=later, classes=classes, chunked=chunked, again=again, explicit=explicit)
 
+rows = np.arange(16).reshape(8, 2)
+everywhere = sharding.replicate(rows)
+split = sharding.place(everywhere, sharding.data_mesh(), split=True)  # not left as it is
+np.savez(out + "/rows.npz", *[part for start, part in sharding.own_rows(split)],
+    starts=[start for start, _ in sharding.own_rows(split)])
+assert [part.shape for _, part in sharding.own_rows(everywhere)] == [(8, 2)]
+
 spread = sharding.place(params.weights, sharding.data_mesh(), split=False)
 ddpm_jax.save(ddpm_jax.Params(spread, params.config), out + "/saved")
 again = load(out + "/saved")
@@ -94,6 +101,14 @@ def test_padding_of_what_is_given(folder):
         ("classes", ddpm_jax.sample(small_params(num_class_embeds=3), key, 3, sampler=sampler, **classes)),
     ):
         np.testing.assert_allclose(images[name], one, atol=2e-5, err_msg=name)  # as above
+
+
+def test_rows_of_every_device(folder):
+    """Whoever writes an array that is split over devices finds every row once, at its place."""
+    with np.load(folder / "rows.npz") as rows:
+        np.testing.assert_array_equal(rows["starts"], np.arange(8))
+        for row in range(8):
+            np.testing.assert_array_equal(rows[f"arr_{row}"], [[2 * row, 2 * row + 1]])
 
 
 def test_noise_is_bit_equal(folder):

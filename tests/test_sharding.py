@@ -1,5 +1,7 @@
 """Where arrays are placed. What needs several devices runs in test_parallel.py."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,3 +56,10 @@ def test_the_mesh_of_committed_weights():
     assert found.axis_names == ("rows",) and found.axis_types == (AxisType.Auto,)
     alone = sharding.mesh_of(jax.device_put(jnp.ones(3), jax.devices()[0]))
     assert alone.axis_names == (sharding.DATA_AXIS,) and alone.size == 1
+
+
+def test_a_process_writes_only_its_own_copies(untyped):
+    """Of rows that several processes hold, the one with replica 0 writes them."""
+    part = lambda replica, start: SimpleNamespace(replica_id=replica, index=(slice(start, None),), data=np.zeros(1))
+    held = SimpleNamespace(addressable_shards=[part(1, 0), part(0, 4)])
+    assert [start for start, _ in sharding.own_rows(held)] == [4]
