@@ -129,6 +129,11 @@ class TestVerified:
         assert all(text.split()[2] in ("low", "high") for text in found.differences)
         assert found.environment == (f"versions numpy '1.0' there, {np.__version__!r} here",)
 
+    def test_digits_beside_a_folder_of_that_name(self, tmp_path):
+        folder_of(tmp_path / "digits", REAL[:4])
+        evaluate("digits", "digits", "out", features=with_logits, num_resamples=0)
+        assert verify("out", extractor=with_logits).differences == ()
+
     def test_what_cannot_be_repeated(self, evaluated, tmp_path):
         np.savez("real.npz", images=REAL)
         evaluate("real.npz", "real.npz", "mine", features=with_logits, num_resamples=0)

@@ -160,13 +160,42 @@ def run(job: Job, out: str | Path, *, force: bool = False, watch: Watch = unwatc
 
 def _report(job: Job, record: dict[str, Any], out: Path, kept: "_Kept", watch: Watch) -> dict[str, Any]:
     """Take the features, compute what is not done, and write the report."""
-    said: list[str] = []
-    real, fake = _feature_sets(job, out, kept, watch)
+    images = open_images(str(out / _SAMPLES)) if isinstance(job.images, Drawn) else job.images
+    real, fake = _feature_sets(job, images, out, kept, watch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         check_comparable(real, fake)
-    said += [_in_own_words(str(warning.message)) for warning in caught]
-    found, lacking = {}, {}
+    found, lacking, said = _metrics(job, real, fake, kept, watch)
+    said = list(dict.fromkeys([*(_in_own_words(str(warning.message)) for warning in caught), *said]))
+    likelihood = _likelihood(job, out, kept, watch)
+    for words in said:
+        warnings.warn(words, stacklevel=4)
+    report = {
+        **record,
+        "protocol": _protocol(job, real, fake),
+        "results": {
+            "metrics": found,
+            "not_computed": lacking,
+            "likelihood": likelihood,
+            "warnings": said,
+            "images": _of_side(fake),
+            "reference": _of_side(real),
+        },
+        "environment": environment(),
+        "seconds": kept.seconds,
+    }
+    pictures = page.pictures(images, job.reference if isinstance(job.reference, Source) else None, job.resolution)
+    with whole_file(out / PAGE) as partial:
+        partial.write_text(page.html(report, pictures), encoding="utf-8")
+    write_report(out / REPORT, report)
+    return report
+
+
+def _metrics(
+    job: Job, real: FeatureSet, fake: FeatureSet, kept: "_Kept", watch: Watch
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return all scores, why there are not more, and what the metrics warned of."""
+    found, lacking, said = {}, {}, []
     for name in scores.METRICS:
         reason = scores.why_not(name, real, fake)
         if reason:
@@ -185,32 +214,7 @@ def _report(job: Job, record: dict[str, Any], out: Path, kept: "_Kept", watch: W
             kept.add(name, {part: value._asdict() for part, value in values.items()}, list(map(_in_own_words, words)))
         found |= kept.metrics[name]["scores"]
         said += kept.metrics[name]["warnings"]
-    likelihood = _likelihood(job, out, kept, watch)
-    for words in dict.fromkeys(said):
-        warnings.warn(words, stacklevel=4)
-    report = {
-        **record,
-        "protocol": _protocol(job, real, fake),
-        "results": {
-            "metrics": found,
-            "not_computed": lacking,
-            "likelihood": likelihood,
-            "warnings": list(dict.fromkeys(said)),
-            "images": _of_side(fake),
-            "reference": _of_side(real),
-        },
-        "environment": environment(),
-        "seconds": kept.seconds,
-    }
-    pictures = page.pictures(
-        open_images(str(out / _SAMPLES)) if isinstance(job.images, Drawn) else job.images,
-        job.reference if isinstance(job.reference, Source) else None,
-        job.resolution,
-    )
-    with whole_file(out / PAGE) as partial:
-        partial.write_text(page.html(report, pictures), encoding="utf-8")
-    write_report(out / REPORT, report)
-    return report
+    return found, lacking, said
 
 
 def _in_own_words(words: str) -> str:
@@ -235,7 +239,7 @@ def _likelihood(job: Job, out: Path, kept: "_Kept", watch: Watch) -> dict[str, A
         )
 
 
-def _feature_sets(job: Job, out: Path, kept: "_Kept", watch: Watch) -> tuple[FeatureSet, FeatureSet]:
+def _feature_sets(job: Job, images: Source, out: Path, kept: "_Kept", watch: Watch) -> tuple[FeatureSet, FeatureSet]:
     """Return the features of the reference and of the images."""
 
     def gathered(images: Source, folder: str, stage: str) -> FeatureSet:
@@ -248,9 +252,7 @@ def _feature_sets(job: Job, out: Path, kept: "_Kept", watch: Watch) -> tuple[Fea
     else:
         with said_of("reference"):
             real = gathered(job.reference, _REFERENCE, "features of the reference")
-    fakes = open_images(str(out / _SAMPLES)) if isinstance(job.images, Drawn) else job.images
-    fake = gathered(fakes, _FEATURES, "features of the images")
-    return real, fake
+    return real, gathered(images, _FEATURES, "features of the images")
 
 
 def _protocol(job: Job, real: FeatureSet, fake: FeatureSet) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _place(data: Any) -> str | None:
     if isinstance(data, Drawn):
         return None
     path = Path(data).expanduser()
-    return str(path.absolute()) if path.exists() else str(data)
+    return str(path.absolute()) if path.exists() and str(data) != "digits" else str(data)
 
 
 def _of_likelihood(bits_per_dim: Any, flow: bool, images: Any, reference: Any) -> tuple[int, bool]:
