@@ -18,7 +18,7 @@ from PIL import Image
 from test_checkpoint import write_flat
 
 import ddpm_jax
-from ddpm_jax import cli, samplers
+from ddpm_jax import cli, kept_programs, samplers
 from ddpm_jax.images.image_set import ImageSet
 
 SAMPLE = ("--sampler", "ddim", "--steps", "3", "--seed", "5")
@@ -200,7 +200,8 @@ def test_compiled_programs_are_kept(model, tmp_path):
     for out in ("one", "two"):
         done = subprocess.run([*words, out], capture_output=True, text=True, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
-        kept.append({path.name for path in (tmp_path / "programs").iterdir() if path.name.endswith("-cache")})
+        suffixes = ("-cache", kept_programs.SUFFIX)  # JAX's, and whole programs
+        kept.append({path.name for path in (tmp_path / "programs").rglob("*") if path.name.endswith(suffixes)})
     assert kept[0] and kept[0] == kept[1]
 
 
