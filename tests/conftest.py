@@ -37,6 +37,10 @@ jax.config.update("jax_debug_key_reuse", True)
 # XLA compiles in half of the time with its former code for loops, in one piece. Not every XLA knows these flags.
 QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
+# Memory maps after which compiled programs are forgotten. Each program has some, Linux allows a process 65,530, and XLA
+# aborts beyond them.
+MOST_MAPS = 25_000
+
 collect_ignore = ["oracles/make_oracles.py"]  # doctest would import it, and it wants torch
 ROOT = Path(__file__).parent.parent
 _numbers = itertools.count(1)  # of networks that `known_network` made
@@ -97,6 +101,15 @@ def pytest_collection_modifyitems(config, items):
 def _doctest_params() -> ddpm_jax.Params:
     """A network that compiles quickly, for examples of what takes any checkpoint."""
     return small_params(schedule=ScheduleConfig(num_train_timesteps=6, beta_start=0.01, beta_end=0.4))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Forget the programs of earlier modules before a process has too many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
