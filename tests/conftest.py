@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+import torch_peers
 
 import ddpm_jax
 from ddpm_jax.checkpoint import from_state_dict
@@ -76,6 +77,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Compile quickly rather than well in the fast suite, which does little else; the slow one runs what users run."""
     if config.getoption("--slow"):
+        torch_peers.load_torchvision()
         return
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for the processes that tests start
     jax.config.update("jax_disable_most_optimizations", True)

@@ -1,6 +1,7 @@
 """The evaluation packages of PyTorch, imported and given weights: for the recorder of oracles and for live parity."""
 
 import functools
+import importlib.util
 import unittest.mock
 import zlib
 
@@ -48,15 +49,20 @@ def inception_tensors() -> dict[str, np.ndarray]:
     return tensors
 
 
-def peer(name: str):
-    """Import one of them; the test that calls this is skipped where it is not installed.
+def load_torchvision() -> None:
+    """Import torchvision where it is installed, before diffusers or an evaluation package does.
 
-    All import torchvision, of which they use no operator of its own. Beside a build of torch that its operators do not
-    fit (the one for CPU alone, say) only their registration fails, so that is left out.
+    None of them uses an operator of its own. Beside a build of torch that these do not fit (the one for CPU alone, say)
+    only their registration fails, so that is left out.
     """
-    pytest.importorskip("torch")
-    with unittest.mock.patch("torch.library.register_fake", lambda name, **_: lambda function: function):
-        pytest.importorskip("torchvision")
+    if all(map(importlib.util.find_spec, ("torch", "torchvision"))):
+        with unittest.mock.patch("torch.library.register_fake", lambda name, **_: lambda function: function):
+            importlib.import_module("torchvision")
+
+
+def peer(name: str):
+    """Import one of the packages; the test that calls this is skipped where it is not installed."""
+    load_torchvision()
     return pytest.importorskip(name)
 
 
