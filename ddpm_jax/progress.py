@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ddpm_jax.types import Number
@@ -31,6 +32,26 @@ def bar(total: int, *, unit: str, initial: int = 0, shown: bool = True, leave: b
 
         return tqdm(total=total, initial=initial, unit=f" {unit}", leave=leave, dynamic_ncols=True, **of_terminal)
     return _Lines(total, unit, initial, shown, leave)
+
+
+def follow(bar: Any) -> Callable[[Number], None]:
+    """Return a function that is told how much of the whole job is done, and moves the bar there.
+
+    The time is measured from its first call on: what is before it went into compiling, or was done by an earlier job.
+
+    Example:
+        >>> with bar(10, unit="steps", shown=False) as progress:
+        ...     follow(progress)(3)
+        >>> progress.n
+        3
+    """
+
+    def show(done: Number) -> None:
+        if bar.n == bar.initial:
+            bar.unpause()
+        bar.update(done - bar.n)
+
+    return show
 
 
 class _Lines:

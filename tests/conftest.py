@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-import torch_peers
 
 import ddpm_jax
 from ddpm_jax.checkpoint import from_state_dict
@@ -77,6 +76,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Compile quickly rather than well in the fast suite, which does little else; the slow one runs what users run."""
     if config.getoption("--slow"):
+        import torch_peers
+
         torch_peers.load_torchvision()
         return
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for the processes that tests start

@@ -45,6 +45,17 @@ class Chosen(NamedTuple):
     former: str
 
 
+def named_sampler(sampler: str | None, *, fast: bool) -> str | None:
+    """Return the name of the sampler that --sampler or --fast asks for, or None for the checkpoint's own.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if fast and sampler is not None:
+        raise ValueError("--fast is a sampler; leave --sampler out.")
+    return "fast" if fast else sampler
+
+
 def choose_sampler(name: str | None, steps: int | None, knobs: Sequence[str], config: Any) -> Chosen:
     """Return the sampler of a name, or the checkpoint's own, with knobs.
 

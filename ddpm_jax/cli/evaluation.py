@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm_jax import progress
-from ddpm_jax.cli.arguments import at_size, check_output, choose_sampler, class_of, in_flags, join
+from ddpm_jax.cli.arguments import at_size, check_output, choose_sampler, class_of, in_flags, join, named_sampler
 from ddpm_jax.cli.compile_cache import keep_compiled
 from ddpm_jax.types import Number
 from ddpm_jax.validation import check
@@ -178,8 +178,7 @@ def _drawn(given: dict[str, Any]) -> Any:
     from ddpm_jax.evaluation.subjects import Drawn
     from ddpm_jax.images.draw_set import Recipe
 
-    if given["fast"] and given["sampler"] is not None:
-        raise ValueError("--fast is a sampler; leave --sampler out.")
+    sampler = named_sampler(given["sampler"], fast=given["fast"])
     name = DEMO if given["images"] is None else given["images"]
     path = Path(name).expanduser()
     origin: dict[str, Any] = {"source": str(path.absolute()) if path.is_dir() else name}
@@ -188,7 +187,7 @@ def _drawn(given: dict[str, Any]) -> Any:
     if where.source.get("revision") and not path.is_dir():
         origin["revision"] = where.source["revision"]  # the commit, which a branch may leave
     params = at_size(read(where, dtype=given["dtype"]), given["image_size"])
-    chosen = choose_sampler("fast" if given["fast"] else given["sampler"], given["steps"], given["set"], params.config)
+    chosen = choose_sampler(sampler, given["steps"], given["set"], params.config)
     label, _ = class_of(given["class_label"], params.config)
     recipe = Recipe(
         params=params,

@@ -273,7 +273,7 @@ def _quality(task: _Task, out: Path) -> None:
             num_frames=task.options.num_frames,
             sampler=task.sampler,
             class_labels=task.class_label,
-            watch=lambda done: bar.update(done - bar.n),
+            watch=progress.follow(bar),
         )
     points = list(zip(found.steps.tolist(), found.values.tolist(), strict=True))
     label = {"energy": "energy distance", "fid": "FID"}[task.options.metric]
@@ -286,16 +286,15 @@ def _quality(task: _Task, out: Path) -> None:
 def _bound(task: _Task, out: Path) -> None:
     from ddpm_jax import plotting
     from ddpm_jax.evaluation import figures
-    from ddpm_jax.likelihood import bound_terms
+    from ddpm_jax.likelihood.bound import bounds_of
 
     need("matplotlib", "plot", "Drawing curves")
     images = _images(task, "data", task.options.num_images or 16, least=1)
-    x_0, size, found = np.asarray(pixels.data_from_bytes(images, (-1, 1))), task.options.batch_size, []
+    size, found = min(task.options.batch_size, len(images)), []
     with progress.bar(len(images), unit="images", leave=False) as bar:
-        for first in range(0, len(images), size):
-            batch = x_0[first : first + size]
-            found.append(bound_terms(task.params, task.key, batch, task.class_label, first_index=first))
-            bar.update(len(batch))
+        for bound in bounds_of(task.params, task.key, images, task.class_label, batch_size=size):
+            found.append(bound)
+            bar.update(len(bound.total))
     total, terms = (np.concatenate([getattr(bound, name) for bound in found]) for name in ("total", "terms"))
     print(f"{total.mean():.4f} bits/dim, of which {terms[:, 1:].sum(1).mean():.4f} are rate.")
     plotting.curves(figures.bound_curves(terms), out, x_label="t", y_label="bits/dim of L_t")
@@ -305,7 +304,7 @@ def _scores(images: np.ndarray, training: np.ndarray, made_by: Any, what: str) -
     from ddpm_jax.evaluation.copies import copy_scores
 
     with progress.bar(len(images), unit=what, leave=False) as bar:
-        return copy_scores(images, training, extractor=made_by, watch=lambda done: bar.update(done - bar.n))
+        return copy_scores(images, training, extractor=made_by, watch=progress.follow(bar))
 
 
 _OF_SAMPLER = ("sampler", "steps", "set")

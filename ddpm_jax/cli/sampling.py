@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from ddpm_jax import pixels, progress, sharding
-from ddpm_jax.cli.arguments import Chosen, at_size, check_output, choose_sampler, class_of, join, other_meaning
+from ddpm_jax.cli.arguments import (
+    Chosen,
+    at_size,
+    check_output,
+    choose_sampler,
+    class_of,
+    join,
+    named_sampler,
+    other_meaning,
+)
 from ddpm_jax.cli.compile_cache import keep_compiled
 from ddpm_jax.files import SET_FILE, read_json
 from ddpm_jax.images.draw_set import Recipe, draw_image, draw_set, missing
@@ -86,8 +95,7 @@ def sample(
         logging.basicConfig(level=logging.INFO)
     batch_size, num_images = _sizes(batch_size, num_images, index)
     check_seed(seed)
-    if fast and sampler is not None:
-        raise ValueError("--fast is a sampler; leave --sampler out.")
+    sampler = named_sampler(sampler, fast=fast)
     if index is not None and (format != "png" or gif):
         raise ValueError("--index makes one PNG; leave --format and --gif out.")
     check_output(out)
@@ -104,7 +112,7 @@ def sample(
     params = at_size(params, image_size)
     if format == "png":
         pixels.check_channels(params.config.unet.in_channels)
-    chosen = choose_sampler("fast" if fast else sampler, steps, set, params.config)
+    chosen = choose_sampler(sampler, steps, set, params.config)
     label, _ = class_of(class_label, params.config)
     recipe = Recipe(
         params=params,
@@ -153,13 +161,7 @@ def _fill(images: ImageSet, recipe: Recipe, batch_size: int, gif: bool) -> None:
         print(f"Drawing {count} image{'s' if count != 1 else ''}{_announcement(recipe)}")
     watch = progress.Stopwatch()
     with progress.bar(images.num_images, unit="images", initial=there, shown=lead, leave=False, bar_format=_BAR) as bar:
-
-        def show(done: float) -> None:
-            if bar.n == bar.initial:
-                bar.unpause()  # the time until now went into compiling
-            bar.update(done - bar.n)
-
-        draw_set(images, recipe, lacking, batch_size=batch_size, gif=gif, watch=show)
+        draw_set(images, recipe, lacking, batch_size=batch_size, gif=gif, watch=progress.follow(bar))
     if lead and gif and not lacking[:batch_size].any():
         print("The first batch was there already: no sampling.gif. --force draws it again.", file=sys.stderr)
     if lead:

@@ -50,13 +50,8 @@ def stats(
     print(source.describe())
     folder = out.with_name(f".{out.name}.features")
     with progress.bar(len(source), unit="images", leave=False) as bar:
-
-        def show(done: int) -> None:
-            if bar.n == bar.initial:
-                bar.unpause()  # the time until now went into compiling, or what was done before
-            bar.update(done - bar.n)
-
-        found = gather(source, made_by, batch_size=batch_size, resolution=resolution, folder=folder, watch=show)
+        watch = progress.follow(bar)
+        found = gather(source, made_by, batch_size=batch_size, resolution=resolution, folder=folder, watch=watch)
     write_statistics(out, found, keep_features=keep_features, overwrite=force)
     shutil.rmtree(folder, ignore_errors=True)
     statistics = found.statistics

@@ -16,7 +16,7 @@ from ddpm_jax import likelihood, pixels, plotting
 from ddpm_jax.compression.image_codecs import CodecPoint
 from ddpm_jax.images.arrays import checked_images
 from ddpm_jax.likelihood import Bound
-from ddpm_jax.likelihood.bound import Decoder, VarianceType
+from ddpm_jax.likelihood.bound import Decoder, VarianceType, bounds_of
 from ddpm_jax.params import Params
 from ddpm_jax.types import Array, Frames, Labels, Number, RandomKey
 from ddpm_jax.validation import as_integer, as_positive, check
@@ -227,25 +227,22 @@ def rate_distortion(
     """
     batch_size, first_index = as_positive("batch_size", batch_size), as_integer("first_index", first_index)
     images = checked_images(images, "`images`")
-    labels = None if class_labels is None else np.broadcast_to(np.asarray(class_labels), (len(images),))
     check(len(images) > 0, "`images` is empty. Give at least one image.")
     curve: RateDistortion | None = None
-    for start in range(0, len(images), batch_size):
-        count = min(batch_size, len(images) - start)
-        chosen = np.minimum(np.arange(start, start + batch_size), len(images) - 1)  # one batch size: one program
-        x_0 = pixels.data_from_bytes(images[chosen], (-1, 1))
-        bound = likelihood.bound_terms(
-            *(params, key, x_0, None if labels is None else labels[chosen]),
-            variance_type=variance_type,
-            clip=clip,
-            decoder=decoder,
-            first_index=first_index + start,
-            mesh=mesh,
-        )
-        found = _curve(Bound(*(np.asarray(array)[:count] for array in bound)))
+    bounds = bounds_of(
+        *(params, key, images, class_labels),
+        batch_size=batch_size,
+        first_index=first_index,
+        variance_type=variance_type,
+        clip=clip,
+        decoder=decoder,
+        mesh=mesh,
+    )
+    for bound in bounds:
+        found = _curve(bound)
         curve = found if curve is None else curve.merged(found)
         if on_batch is not None:
-            on_batch(start + count, curve)
+            on_batch(curve.total.count, curve)
     return cast(RateDistortion, curve)  # there is a first batch
 
 

@@ -29,7 +29,7 @@ class Scheduler(NamedTuple):
             of other schedulers as well.
         knobs: knobs whose defaults differ from the sampler's own.
         clips: the default of `clip_sample`; None where the scheduler has no such key.
-        neutral: keys that are not implemented, with the values for which that makes no difference.
+        neutral: keys of diffusers that no sampler here reads, with the values that change nothing there either.
         by_algorithm: names of other samplers, by the value of `algorithm_type` that asks for them.
         renamed: knobs that have another name here, by their key.
         replaced: values of neighbouring schedulers that diffusers replaces, by key.

@@ -11,6 +11,7 @@ What is done lies below one folder, so that an evaluation that was interrupted g
 """
 
 import contextlib
+import math
 import shutil
 import time
 import warnings
@@ -30,6 +31,7 @@ from ddpm_jax.evaluation.reference import FeatureSet, check_comparable
 from ddpm_jax.evaluation.report import REPORT, content_of_array, environment, write_report
 from ddpm_jax.evaluation.subjects import Drawn
 from ddpm_jax.files import check_local, read_json, whole_file, write_json
+from ddpm_jax.images.draw_set import await_file
 from ddpm_jax.images.source import Source
 from ddpm_jax.samplers.registry import describe
 from ddpm_jax.types import Number
@@ -153,7 +155,7 @@ def run(job: Job, out: str | Path, *, force: bool = False, watch: Watch = unwatc
             with kept.timed("drawing"):
                 job.images.draw(out / _SAMPLES, lambda done: watch("drawing", done, count))
         if not lead:
-            _await(out / REPORT)
+            await_file(out / REPORT, math.inf)  # the first process ends this one too if it fails
             return None
         return _report(job, {"settings": settings, "inputs": inputs}, out, kept, watch)
 
@@ -352,9 +354,3 @@ def _clear(out: Path) -> None:
             shutil.rmtree(place)
         else:
             place.unlink(missing_ok=True)
-
-
-def _await(path: Path) -> None:
-    """Wait in another process than the first, which computes: it ends this one too if it fails."""
-    while not path.exists():
-        time.sleep(0.5)

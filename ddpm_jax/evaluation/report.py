@@ -1,6 +1,6 @@
 """The record of an evaluation, report.json: numbers, protocol, hashes of what they were made from, versions, hardware.
 
-settings      all arguments; `evaluating.repeat` calls the same evaluation of them
+settings      all arguments, of which `verify` makes the same evaluation
 inputs        hashes of weights, images, statistics: whether these are still there
 protocol      the same in words, for readers
 results       metrics, likelihood, warnings: what a repetition must give again

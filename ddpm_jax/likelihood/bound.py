@@ -7,6 +7,7 @@ as `calc_bpd_loop` of hojonathanho/diffusion computes it: every term once, with 
 decoder of eq. 13. Timesteps are counted from 0, the papers' 1.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -143,6 +144,41 @@ def bound_terms(
         mesh=mesh,
     )
     return _bound(found)
+
+
+def bounds_of(
+    params: Params,
+    key: RandomKey,
+    images: np.ndarray,
+    class_labels: Labels = None,
+    *,
+    batch_size: int,
+    first_index: int = 0,
+    **options: Any,
+) -> Iterator[Bound]:
+    """Yield the bounds of a set of images batch by batch, as numpy. One program serves the last batch too.
+
+    Args:
+        params, key, class_labels, first_index: as in `bits_per_dim`.
+        images: np.uint8 [n, h, w, c].
+        batch_size: images that go through the network together.
+        **options: `variance_type`, `clip`, `decoder`, `mesh` of `bits_per_dim`.
+
+    Raises:
+        TypeError, ValueError: as `bits_per_dim`.
+
+    Example:
+        >>> images = np.zeros((3, 8, 8, 1), np.uint8)
+        >>> [bound.terms.shape for bound in bounds_of(params, key, images, batch_size=2)]
+        [(2, 6), (1, 6)]
+    """
+    labels = None if class_labels is None else np.broadcast_to(np.asarray(class_labels), (len(images),))
+    for start in range(0, len(images), batch_size):
+        chosen = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+        x_0 = pixels.data_from_bytes(images[chosen], (-1, 1))
+        some = None if labels is None else labels[chosen]
+        bound = bound_terms(params, key, x_0, some, first_index=first_index + start, **options)
+        yield Bound(*(np.asarray(array)[: len(images) - start] for array in bound))
 
 
 def transmit(
